@@ -1,1 +1,31 @@
-#![doc = "strand-engine"]
+//! Tokens in, tokens out: scheduling, the KV pool, sampling, the engine's thread.
+//!
+//! A request's life: `EngineHandle::submit` -> `Engine::submit` -> `Scheduler::schedule` (a
+//! [`batch::Batch`], a value) -> `Runner::run` -> `Engine::postprocess` -> [`Event`]s.
+//!
+//! What is absent here: HTTP, JSON, the terminal (they live in `cli`); locks and globals.
+
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod cache;
+pub mod config;
+pub mod context;
+pub mod engine;
+pub mod error;
+pub mod handle;
+pub mod load;
+mod machine;
+pub mod model_runner;
+mod output;
+pub mod request;
+pub mod scheduler;
+pub mod sequence;
+
+pub use config::{EngineConfig, EnginePlan, Machine};
+pub use engine::{Engine, Stats};
+pub use error::Error;
+pub use handle::{EngineHandle, EventStream, ModelFacts};
+pub use load::{load, start};
+pub use request::{Event, FinishReason, Limits, Request, Reuse, Segment};
+pub use strand_layers::sampler::{SamplingParams, TokenLogprobs};

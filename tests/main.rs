@@ -1,1 +1,5 @@
+//! All integration tests, one binary.
 
+mod random;
+mod simulation;
+mod tidy;

@@ -1,0 +1,85 @@
+//! What one forward computes, as a value.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use strand_kernels::PageEntry;
+use strand_layers::sampler::{SamplingParams, TokenLogprobs};
+
+use crate::error::Error;
+use crate::sequence::SequenceId;
+
+/// The sequences of one step, those that decode and those that prefill alike.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    pub rows: Vec<BatchRow>,
+}
+
+impl Batch {
+    pub fn num_tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.tokens.len()).sum()
+    }
+}
+
+/// A run of one sequence's tokens.
+#[derive(Debug, Clone)]
+pub struct BatchRow {
+    pub id: SequenceId,
+    pub tokens: Vec<u32>,
+    /// Position of the first of them; the others follow.
+    pub start: u32,
+    /// Physical KV row of each token: block x block size + offset.
+    pub slot_mapping: Vec<u32>,
+    /// All blocks the tokens may see, their own included.
+    pub view: Vec<PageEntry>,
+    /// Present when this run reaches the sequence's last token.
+    pub sample: Option<SampleRequest>,
+    /// Present when the prompt's own log-probabilities were asked for.
+    pub prompt_logprobs: Option<PromptLogprobs>,
+}
+
+/// How to choose the token after the run.
+#[derive(Debug, Clone)]
+pub struct SampleRequest {
+    pub params: Arc<SamplingParams>,
+    pub choice: u32,
+    pub position: u32,
+    /// Prompt and output, where penalties need them.
+    pub history: Vec<u32>,
+    /// How much of the history is prompt.
+    pub prompt_len: usize,
+    pub suppressed: Vec<u32>,
+    pub logprobs: Option<usize>,
+}
+
+/// Rows whose successor is a prompt token, and those successors.
+#[derive(Debug, Clone)]
+pub struct PromptLogprobs {
+    /// Indices into the run's tokens.
+    pub rows: Range<usize>,
+    pub next: Vec<u32>,
+    pub top: usize,
+}
+
+/// What a forward says of one row.
+#[derive(Debug, Clone)]
+pub struct RowOutput {
+    pub id: SequenceId,
+    /// The chosen token, where one was asked for.
+    pub sampled: Option<Sampled>,
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Sampled {
+    pub token: u32,
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Carries a batch out.
+///
+/// A row that can't be computed fails alone; an error of the whole call fails every row.
+pub trait Runner {
+    /// One result a row, in the order of the batch.
+    fn run(&mut self, batch: &Batch) -> Result<Vec<Result<RowOutput, Error>>, Error>;
+}

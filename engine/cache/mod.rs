@@ -1,0 +1,17 @@
+//! Which KV block holds what: bookkeeping only.
+//!
+//! No tensors, no devices, no I/O and no clock: blocks are numbers here, and what they hold is
+//! known by the tokens that were written to them.
+
+mod block_list;
+mod block_manager;
+mod chain;
+mod layout;
+
+pub use block_manager::{BlockManager, BlockState};
+pub use chain::BlockHash;
+pub use layout::Layout;
+
+/// A physical block of KV rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);

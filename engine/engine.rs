@@ -1,0 +1,350 @@
+//! The loop's body: schedule, run, postprocess.
+//!
+//! Owns all state of the requests it serves. Knows neither threads nor channels nor clocks:
+//! what happened in a step is returned as events.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use strand_models::tokenizer::Tokenizer;
+
+use crate::batch::{Batch, RowOutput, Runner, Sampled};
+use crate::cache::Layout;
+use crate::config::EnginePlan;
+use crate::error::Error;
+use crate::output::OutputText;
+use crate::request::{Event, FinishReason, Request, Reuse};
+use crate::scheduler::{Scheduler, SchedulerLimits};
+use crate::sequence::{RequestId, Rules, Sequence, SequenceId};
+
+/// Most choices of one request.
+const MAX_N: u32 = 128;
+
+/// Serves requests step by step.
+pub struct Engine<R> {
+    plan: EnginePlan,
+    runner: R,
+    scheduler: Scheduler,
+    tokenizer: Option<Tokenizer>,
+    /// Tokens that end an answer of this model.
+    eos_token_ids: Vec<u32>,
+    choices: HashMap<SequenceId, Choice>,
+    requests: HashMap<RequestId, Vec<SequenceId>>,
+    next_sequence: u64,
+    next_request: u64,
+    counters: Counters,
+}
+
+/// The part of a live sequence that the scheduler doesn't know.
+struct Choice {
+    request: RequestId,
+    text: OutputText,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counters {
+    steps: u64,
+    requests: u64,
+    generated_tokens: u64,
+}
+
+/// What one step did.
+#[derive(Debug, Default)]
+pub struct Step {
+    pub events: Vec<(RequestId, Event)>,
+    /// Tokens of prompts (and of what is computed again) in the step.
+    pub prefill_tokens: usize,
+    /// Tokens of sequences that were one token behind.
+    pub decode_tokens: usize,
+}
+
+/// A snapshot. Counts grow monotonically.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stats {
+    pub running: usize,
+    pub waiting: usize,
+    pub blocks: usize,
+    /// Free or idle.
+    pub blocks_free: usize,
+    /// Used by nobody, but findable.
+    pub blocks_idle: usize,
+    pub steps: u64,
+    pub requests: u64,
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub encoded_tokens: u64,
+    pub generated_tokens: u64,
+    pub preemptions: u64,
+    pub prefill_tokens: u64,
+    pub decode_tokens: u64,
+    /// Time of steps; one that did both counts by its share of tokens.
+    pub prefill_seconds: f64,
+    pub decode_seconds: f64,
+}
+
+impl<R: Runner> Engine<R> {
+    pub fn new(
+        plan: EnginePlan,
+        runner: R,
+        tokenizer: Option<Tokenizer>,
+        eos_token_ids: Vec<u32>,
+    ) -> Self {
+        let limits = SchedulerLimits {
+            max_num_seqs: plan.max_num_seqs,
+            max_num_batched_tokens: plan.max_num_batched_tokens,
+            block_size: plan.block_size,
+        };
+        Self {
+            scheduler: Scheduler::new(limits, plan.num_blocks),
+            plan,
+            runner,
+            tokenizer,
+            eos_token_ids,
+            choices: HashMap::new(),
+            requests: HashMap::new(),
+            next_sequence: 0,
+            next_request: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes a request in, or says why not; nothing is kept of a refused one.
+    pub fn submit(&mut self, request: &Request) -> Result<RequestId, Error> {
+        let rules = Arc::new(self.rules(request)?);
+        if self.scheduler.num_waiting() + request.limits.n as usize > self.plan.max_queue {
+            return Err(Error::QueueFull { limit: self.plan.max_queue });
+        }
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        self.counters.requests += 1;
+        let mut sequences = Vec::new();
+        for choice in 0..request.limits.n {
+            let sequence_id = SequenceId(self.next_sequence);
+            self.next_sequence += 1;
+            let sequence =
+                Sequence::new(sequence_id, choice, request, &rules, self.plan.block_size);
+            let stops = &request.limits.stop;
+            let text = OutputText::new(self.tokenizer.as_ref(), &sequence.tokens, stops);
+            self.choices.insert(sequence_id, Choice { request: id, text });
+            self.scheduler.add(sequence);
+            sequences.push(sequence_id);
+        }
+        self.requests.insert(id, sequences);
+        Ok(id)
+    }
+
+    /// Checks a request against the model and the pool and resolves what it left open.
+    fn rules(&self, request: &Request) -> Result<Rules, Error> {
+        let limits = &request.limits;
+        let prompt_tokens = request.prompt_tokens();
+        let max_model_len = self.plan.max_model_len;
+        if prompt_tokens == 0 || request.prompt.iter().any(|s| s.tokens.is_empty()) {
+            return Err(Error::EmptyPrompt);
+        }
+        let vocab_size = self.plan.vocab_size;
+        let tokens = request.prompt.iter().flat_map(|segment| &segment.tokens);
+        if let Some(&token) = tokens.into_iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(Error::UnknownToken { token, vocab_size });
+        }
+        if prompt_tokens >= max_model_len {
+            return Err(Error::PromptTooLong { prompt_tokens, max_model_len });
+        }
+        at_least("max_tokens", limits.max_tokens.unwrap_or(1), 1)?;
+        at_least("n", limits.n as usize, 1)?;
+        at_most("n", limits.n as usize, MAX_N as usize)?;
+        at_most("segments", request.prompt.len(), usize::from(u16::MAX))?;
+        for top in [limits.logprobs, limits.prompt_logprobs].into_iter().flatten() {
+            at_most("logprobs", top as usize, vocab_size)?;
+        }
+        if let Some(max_tokens) = limits.max_tokens
+            && prompt_tokens + max_tokens > max_model_len
+        {
+            return Err(Error::TooManyTokens { prompt_tokens, max_tokens, max_model_len });
+        }
+        if let Some(index) = limits.stop.iter().position(String::is_empty) {
+            return Err(Error::EmptyStop { index });
+        }
+        if !limits.stop.is_empty() && self.tokenizer.is_none() {
+            return Err(Error::NoTokenizer);
+        }
+        request.sampling.check(vocab_size).map_err(Error::Sampling)?;
+        let max_tokens = self.max_tokens(request)?;
+        at_most("min_tokens", limits.min_tokens, max_tokens)?;
+        let eos = if limits.ignore_eos { &[][..] } else { &self.eos_token_ids };
+        let stops = limits.stop_token_ids.iter().chain(eos).copied();
+        Ok(Rules {
+            max_tokens,
+            min_tokens: limits.min_tokens,
+            stop_token_ids: stops.filter(|&token| (token as usize) < vocab_size).collect(),
+            logprobs: limits.logprobs.map(|top| top as usize),
+            prompt_logprobs: limits.prompt_logprobs.map(|top| top as usize),
+        })
+    }
+
+    /// What was asked for, or all that the model's length and the pool leave.
+    fn max_tokens(&self, request: &Request) -> Result<usize, Error> {
+        let room = self.plan.max_model_len - request.prompt_tokens();
+        let lens = request.prompt.iter().map(|segment| segment.tokens.len());
+        let prompt_blocks = Layout::new(self.plan.block_size, lens).num_blocks();
+        let last = request.prompt.last().map_or(0, |segment| segment.tokens.len());
+        let before = prompt_blocks - last.div_ceil(self.plan.block_size);
+        let needed = |tokens: usize| before + (last + tokens).div_ceil(self.plan.block_size);
+        let available = self.plan.num_blocks;
+        let least = request.limits.max_tokens.unwrap_or(1);
+        if needed(least) > available {
+            return Err(Error::PoolTooSmall { needed: needed(least), available });
+        }
+        let in_pool = (available - before) * self.plan.block_size - last;
+        Ok(request.limits.max_tokens.unwrap_or(room.min(in_pool)))
+    }
+
+    /// Ends a request without another word.
+    pub fn cancel(&mut self, id: RequestId) {
+        for sequence in self.requests.remove(&id).into_iter().flatten() {
+            self.end(sequence);
+        }
+    }
+
+    pub fn plan(&self) -> &EnginePlan {
+        &self.plan
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.scheduler.is_empty()
+    }
+
+    pub fn is_alive(&self, id: RequestId) -> bool {
+        self.requests.contains_key(&id)
+    }
+
+    /// One forward for whoever is next.
+    pub fn step(&mut self) -> Step {
+        let batch = self.scheduler.schedule();
+        let mut step = Step::default();
+        if batch.rows.is_empty() {
+            return step;
+        }
+        self.counters.steps += 1;
+        self.count_tokens(&batch, &mut step);
+        let outputs = match self.runner.run(&batch) {
+            Ok(outputs) => outputs,
+            Err(error) => batch.rows.iter().map(|_| Err(error.clone())).collect(),
+        };
+        assert_eq!(outputs.len(), batch.rows.len(), "one result a row");
+        for (row, output) in batch.rows.iter().zip(outputs) {
+            let Some(choice) = self.choices.get(&row.id) else {
+                continue; // a sibling failed in this step and took the request with it
+            };
+            let request = choice.request;
+            match output {
+                Ok(output) => self.postprocess(request, row.tokens.len(), output, &mut step),
+                Err(error) => self.fail(request, error, &mut step),
+            }
+        }
+        step
+    }
+
+    fn count_tokens(&self, batch: &Batch, step: &mut Step) {
+        for row in &batch.rows {
+            let decodes = row.tokens.len() == 1 && row.start > 0;
+            *(if decodes { &mut step.decode_tokens } else { &mut step.prefill_tokens }) +=
+                row.tokens.len();
+        }
+    }
+
+    fn fail(&mut self, request: RequestId, error: Error, step: &mut Step) {
+        self.cancel(request);
+        step.events.push((request, Event::Failed(error)));
+    }
+
+    fn postprocess(
+        &mut self,
+        request: RequestId,
+        computed: usize,
+        output: RowOutput,
+        step: &mut Step,
+    ) {
+        self.scheduler.computed(output.id, computed);
+        if !output.prompt_logprobs.is_empty() {
+            let logprobs = output.prompt_logprobs;
+            step.events.push((request, Event::Prompt { logprobs }));
+        }
+        if let Some(sampled) = output.sampled {
+            self.accept(request, output.id, sampled, step);
+        }
+    }
+
+    /// Adds a sampled token to its choice, and ends the choice where it must end.
+    fn accept(&mut self, request: RequestId, id: SequenceId, sampled: Sampled, step: &mut Step) {
+        let Sampled { token, logprobs } = sampled;
+        self.scheduler.push(id, token);
+        self.counters.generated_tokens += 1;
+        let sequence = self.scheduler.get(id).expect("it was just extended");
+        let (choice, found) = (sequence.choice, sequence.found.expect("it has been admitted"));
+        let is_stop_token = sequence.rules.stop_token_ids.contains(&token);
+        let is_full = sequence.output().len() >= sequence.rules.max_tokens;
+        let reuse = Reuse { device: found, encoded: sequence.prompt_len - found };
+        let output = &mut self.choices.get_mut(&id).expect("every live sequence is here").text;
+        let (text, met_stop_string) =
+            if is_stop_token { (String::new(), false) } else { output.push(token) };
+        step.events.push((request, Event::Token { choice, token, text, logprobs }));
+        let reason = match (is_stop_token || met_stop_string, is_full) {
+            (true, _) => FinishReason::Stop,
+            (false, true) => FinishReason::Length,
+            (false, false) => return,
+        };
+        let text = if met_stop_string { String::new() } else { output.finish() };
+        step.events.push((request, Event::Finished { choice, reason, text, reuse }));
+        self.end(id);
+        let left = self.requests.get_mut(&request).expect("it is alive");
+        left.retain(|&other| other != id);
+        if left.is_empty() {
+            self.requests.remove(&request);
+        }
+    }
+
+    fn end(&mut self, id: SequenceId) {
+        self.scheduler.remove(id);
+        self.choices.remove(&id);
+    }
+
+    /// Counts so far; the times are the caller's.
+    pub fn stats(&self) -> Stats {
+        let (counted, blocks) = (self.scheduler.counters(), self.scheduler.blocks());
+        Stats {
+            running: self.scheduler.num_running(),
+            waiting: self.scheduler.num_waiting(),
+            blocks: blocks.num_blocks(),
+            blocks_free: blocks.available(),
+            blocks_idle: blocks.num_idle(),
+            steps: self.counters.steps,
+            requests: self.counters.requests,
+            prompt_tokens: counted.prompt_tokens,
+            cached_tokens: counted.cached_tokens,
+            encoded_tokens: counted.encoded_tokens,
+            generated_tokens: self.counters.generated_tokens,
+            preemptions: counted.preemptions,
+            ..Stats::default()
+        }
+    }
+
+    /// Panics where the books don't balance.
+    pub fn check_invariants(&self) {
+        self.scheduler.check_invariants();
+        let live: usize = self.requests.values().map(Vec::len).sum();
+        assert_eq!(live, self.choices.len());
+        assert_eq!(live, self.scheduler.num_waiting() + self.scheduler.num_running());
+    }
+
+    pub fn runner_mut(&mut self) -> &mut R {
+        &mut self.runner
+    }
+}
+
+fn at_least(name: &'static str, value: usize, least: usize) -> Result<(), Error> {
+    if value < least { Err(Error::LimitTooSmall { name, value, least }) } else { Ok(()) }
+}
+
+fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), Error> {
+    if value > most { Err(Error::LimitTooLarge { name, value, most }) } else { Ok(()) }
+}

@@ -1,0 +1,71 @@
+//! What can go wrong between a request and its answer.
+
+use std::sync::Arc;
+
+/// A request that can't be served, or an engine that can't be started.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("{name} is {value}, it must be at least {least}")]
+    LimitTooSmall { name: &'static str, value: usize, least: usize },
+    #[error("{name} is {value}, it must be at most {most}")]
+    LimitTooLarge { name: &'static str, value: usize, most: usize },
+    #[error("the prompt is empty, it needs at least one token")]
+    EmptyPrompt,
+    #[error("token id {token} is outside the vocabulary of {vocab_size}")]
+    UnknownToken { token: u32, vocab_size: usize },
+    #[error(
+        "the prompt has {prompt_tokens} tokens, the model takes at most {max_model_len} \
+         including at least one to generate; shorten it or raise --max-model-len"
+    )]
+    PromptTooLong { prompt_tokens: usize, max_model_len: usize },
+    #[error(
+        "prompt ({prompt_tokens} tokens) plus max_tokens ({max_tokens}) exceed the model's \
+         length of {max_model_len}"
+    )]
+    TooManyTokens { prompt_tokens: usize, max_tokens: usize, max_model_len: usize },
+    #[error(
+        "the request needs {needed} KV blocks, the pool has {available}; \
+         raise --kv-memory or shorten the request"
+    )]
+    PoolTooSmall { needed: usize, available: usize },
+    #[error(
+        "the KV pool of {pool_bytes} bytes holds {available} blocks, one sequence of \
+         {max_model_len} tokens needs {needed}; raise --kv-memory or lower --max-model-len"
+    )]
+    PoolTooSmallForOneSequence {
+        pool_bytes: u64,
+        available: usize,
+        needed: usize,
+        max_model_len: usize,
+    },
+    #[error("max_model_len {asked} exceeds the {supported} positions the model was made for")]
+    LengthBeyondModel { asked: usize, supported: usize },
+    #[error("{0}")]
+    Sampling(String),
+    #[error("stop strings need a tokenizer, this model has none")]
+    NoTokenizer,
+    #[error("stop string {index} is empty")]
+    EmptyStop { index: usize },
+    #[error("the queue is full ({limit} requests wait); try again later")]
+    QueueFull { limit: usize },
+    #[error("the model produced a value that is not a number, first in {layer}")]
+    NotANumber { layer: String },
+    #[error(transparent)]
+    Model(Arc<strand_models::Error>),
+    #[error("tensor operation failed: {0}")]
+    Tensor(Arc<candle_core::Error>),
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+impl From<strand_models::Error> for Error {
+    fn from(error: strand_models::Error) -> Self {
+        Self::Model(Arc::new(error))
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(Arc::new(error))
+    }
+}

@@ -1,0 +1,238 @@
+//! The engine's thread and the way to speak to it.
+//!
+//! One thread owns the engine; commands reach it through a bounded channel, events leave
+//! through one channel a request. Dropping the receiver cancels the request; dropping the last
+//! handle ends the thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use strand_models::chat_template::ChatTemplate;
+use strand_models::tokenizer::Tokenizer;
+use strand_models::GenerationDefaults;
+use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
+use tokio::sync::oneshot;
+
+use crate::batch::Runner;
+use crate::config::EnginePlan;
+use crate::engine::{Engine, Stats};
+use crate::error::Error;
+use crate::request::{Event, Request};
+use crate::sequence::RequestId;
+
+/// Commands that may wait at the engine's door.
+const COMMAND_QUEUE: usize = 1024;
+
+enum Command {
+    Submit { request: Box<Request>, events: mpsc::Sender<Event> },
+    Stats(oneshot::Sender<Stats>),
+}
+
+/// Speaks to a running engine. Clones share it.
+#[derive(Clone)]
+pub struct EngineHandle {
+    // Declared before the thread: dropped first, so that the thread sees the channel close.
+    commands: mpsc::Sender<Command>,
+    _thread: Arc<EngineThread>,
+    plan: Arc<EnginePlan>,
+    facts: Arc<ModelFacts>,
+}
+
+/// What front ends ask about the model that an engine runs.
+#[derive(Default)]
+pub struct ModelFacts {
+    pub name: String,
+    pub tokenizer: Option<Tokenizer>,
+    pub chat_template: Option<ChatTemplate>,
+    pub generation: GenerationDefaults,
+}
+
+/// What a request reports, in order. Dropping it cancels the request.
+pub struct EventStream {
+    events: mpsc::Receiver<Event>,
+}
+
+impl EventStream {
+    /// Waits for the next event; `None` after the last one.
+    pub fn next_blocking(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+
+    /// As [`EventStream::next_blocking`], for async callers.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
+
+impl EngineHandle {
+    /// Moves an engine to a thread of its own.
+    pub fn spawn<R: Runner + Send + 'static>(engine: Engine<R>, facts: ModelFacts) -> Self {
+        let plan = Arc::new(engine.plan().clone());
+        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("strand-engine".into())
+            .spawn(move || EngineLoop::new(engine, receiver).run())
+            .expect("the system can start a thread");
+        let thread = Arc::new(EngineThread(Some(thread)));
+        Self { commands, _thread: thread, plan, facts: Arc::new(facts) }
+    }
+
+    pub fn plan(&self) -> &EnginePlan {
+        &self.plan
+    }
+
+    pub fn model_name(&self) -> &str {
+        &self.facts.name
+    }
+
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.facts.tokenizer.as_ref()
+    }
+
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.facts.chat_template.as_ref()
+    }
+
+    pub fn generation_defaults(&self) -> &GenerationDefaults {
+        &self.facts.generation
+    }
+
+    /// Sends a request. What is wrong with it arrives as [`Event::Failed`].
+    pub fn submit(&self, request: Request) -> Result<EventStream, Error> {
+        // Room for every event there can be: the engine never waits for a slow reader.
+        let most = self.plan.max_model_len;
+        let tokens = request.limits.max_tokens.unwrap_or(most).min(most);
+        let choices = request.limits.n.clamp(1, 128) as usize;
+        let room = choices * (tokens + 1) + request.prompt_tokens() + 1;
+        let (sender, events) = mpsc::channel(room);
+        let command = Command::Submit { request: Box::new(request), events: sender };
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => Error::QueueFull { limit: COMMAND_QUEUE },
+            TrySendError::Closed(_) => Error::Stopped,
+        })?;
+        Ok(EventStream { events })
+    }
+
+    /// What the engine is doing. Waits for the step in progress.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        let (sender, answer) = oneshot::channel();
+        self.commands.blocking_send(Command::Stats(sender)).map_err(|_| Error::Stopped)?;
+        answer.blocking_recv().map_err(|_| Error::Stopped)
+    }
+}
+
+/// Joins the thread when the last handle is gone.
+struct EngineThread(Option<JoinHandle<()>>);
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        let thread = self.0.take().expect("taken once");
+        if thread.join().is_err() && !std::thread::panicking() {
+            eprintln!("the engine's thread panicked");
+        }
+    }
+}
+
+struct EngineLoop<R> {
+    engine: Engine<R>,
+    commands: mpsc::Receiver<Command>,
+    listeners: HashMap<RequestId, mpsc::Sender<Event>>,
+    prefill_seconds: f64,
+    decode_seconds: f64,
+    prefill_tokens: u64,
+    decode_tokens: u64,
+}
+
+impl<R: Runner> EngineLoop<R> {
+    fn new(engine: Engine<R>, commands: mpsc::Receiver<Command>) -> Self {
+        Self {
+            engine,
+            commands,
+            listeners: HashMap::new(),
+            prefill_seconds: 0.0,
+            decode_seconds: 0.0,
+            prefill_tokens: 0,
+            decode_tokens: 0,
+        }
+    }
+
+    /// Until nobody can speak to the engine any more. Work whose owner is gone is dropped.
+    fn run(mut self) {
+        loop {
+            if self.engine.is_idle() {
+                let Some(command) = self.commands.blocking_recv() else { return };
+                self.obey(command);
+            }
+            loop {
+                match self.commands.try_recv() {
+                    Ok(command) => self.obey(command),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) if self.listeners.is_empty() => return,
+                    Err(TryRecvError::Disconnected) => break,
+                }
+            }
+            self.cancel_abandoned();
+            self.step();
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit { request, events } => match self.engine.submit(&request) {
+                Ok(id) => {
+                    self.listeners.insert(id, events);
+                }
+                // A receiver that is gone already wants no answer.
+                Err(error) => drop(events.try_send(Event::Failed(error))),
+            },
+            Command::Stats(answer) => drop(answer.send(self.stats())),
+        }
+    }
+
+    fn cancel_abandoned(&mut self) {
+        let engine = &mut self.engine;
+        self.listeners.retain(|&id, events| {
+            let listens = !events.is_closed();
+            if !listens {
+                engine.cancel(id);
+            }
+            listens
+        });
+    }
+
+    fn step(&mut self) {
+        let start = Instant::now();
+        let step = self.engine.step();
+        let seconds = start.elapsed().as_secs_f64();
+        let tokens = step.prefill_tokens + step.decode_tokens;
+        if tokens > 0 {
+            let share = step.prefill_tokens as f64 / tokens as f64;
+            self.prefill_seconds += seconds * share;
+            self.decode_seconds += seconds * (1.0 - share);
+        }
+        self.prefill_tokens += step.prefill_tokens as u64;
+        self.decode_tokens += step.decode_tokens as u64;
+        for (id, event) in step.events {
+            let Some(listener) = self.listeners.get(&id) else { continue };
+            match listener.try_send(event) {
+                Ok(()) => {}
+                Err(TrySendError::Closed(_)) => {} // cancelled before the next step
+                Err(TrySendError::Full(_)) => unreachable!("the channel holds every event"),
+            }
+        }
+        let engine = &self.engine;
+        self.listeners.retain(|&id, _| engine.is_alive(id));
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            prefill_seconds: self.prefill_seconds,
+            decode_seconds: self.decode_seconds,
+            prefill_tokens: self.prefill_tokens,
+            decode_tokens: self.decode_tokens,
+            ..self.engine.stats()
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! From a model's files to a running engine.
+
+use strand_kernels::Threads;
+use strand_layers::attention::KvCache;
+use strand_models::ModelFiles;
+use strand_models::decoder::Decoder;
+
+use crate::config::{EngineConfig, EnginePlan, Machine};
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::handle::{EngineHandle, ModelFacts};
+use crate::model_runner::ModelRunner;
+
+/// Packs the weights, allocates the KV pool and starts the engine's thread.
+///
+/// `progress` hears (bytes done, bytes in all) while weights are packed.
+pub fn start(
+    files: ModelFiles,
+    config: &EngineConfig,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<EngineHandle, Error> {
+    let (engine, facts) = load(files, config, progress)?;
+    Ok(EngineHandle::spawn(engine, facts))
+}
+
+/// The engine alone, for callers that step it themselves.
+pub fn load(
+    files: ModelFiles,
+    config: &EngineConfig,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Engine<ModelRunner>, ModelFacts), Error> {
+    let model = &files.config;
+    let plan = EnginePlan::resolve(config, model, &Machine::this())?;
+    let threads = Threads::new(plan.threads);
+    let decoder = Decoder::load(
+        model,
+        &files.weights,
+        plan.dtype,
+        plan.max_model_len,
+        &threads,
+        progress,
+    )?;
+    let kv_cache = KvCache::new(
+        model.num_hidden_layers,
+        plan.num_blocks,
+        plan.block_size,
+        model.num_key_value_heads,
+        model.head_dim,
+        plan.kv_dtype,
+    )?;
+    let eos = files.generation.stop_token_ids.clone();
+    let runner = ModelRunner::new(decoder, kv_cache);
+    let engine = Engine::new(plan, runner, files.tokenizer.clone(), eos);
+    let facts = ModelFacts {
+        name: files.name,
+        tokenizer: files.tokenizer,
+        chat_template: files.chat_template,
+        generation: files.generation,
+    };
+    Ok((engine, facts))
+}

@@ -1,0 +1,158 @@
+//! Carries a batch out on the model: inputs, forward, sampling.
+//!
+//! The only part of the engine that holds tensors.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use strand_kernels::{BlockTables, filter_view};
+use strand_layers::attention::{AttentionMetadata, KvCache};
+use strand_layers::sampler::{self, DrawContext};
+use strand_models::decoder::Decoder;
+
+use crate::batch::{Batch, BatchRow, RowOutput, Runner, SampleRequest, Sampled};
+use crate::error::Error;
+
+/// The model and its KV pool.
+pub struct ModelRunner {
+    decoder: Decoder,
+    kv_cache: KvCache,
+}
+
+impl ModelRunner {
+    pub fn new(decoder: Decoder, kv_cache: KvCache) -> Self {
+        Self { decoder, kv_cache }
+    }
+
+    /// The pool, for tests that poison or inspect it.
+    pub fn kv_cache_mut(&mut self) -> &mut KvCache {
+        &mut self.kv_cache
+    }
+}
+
+impl Runner for ModelRunner {
+    fn run(&mut self, batch: &Batch) -> Result<Vec<Result<RowOutput, Error>>, Error> {
+        let inputs = Inputs::of(batch);
+        let logits = self.decoder.forward(
+            &inputs.ids,
+            &inputs.metadata,
+            &mut self.kv_cache,
+            &inputs.logits_rows,
+        )?;
+        let vocab_size = self.decoder.vocab_size();
+        let mut logits = to_rows(&logits)?;
+        let mut outputs = Vec::with_capacity(batch.rows.len());
+        let mut rows = logits.chunks_exact_mut(vocab_size);
+        for row in &batch.rows {
+            let output = row_output(row, &mut rows);
+            outputs.push(match output {
+                Some(output) => Ok(output),
+                None => Err(self.name_the_layer(&inputs)),
+            });
+        }
+        Ok(outputs)
+    }
+}
+
+impl ModelRunner {
+    /// Computes the step again, looking at every layer's output. The same rows are written to
+    /// the same places, so nothing changes.
+    fn name_the_layer(&mut self, inputs: &Inputs) -> Error {
+        let found =
+            self.decoder.first_non_finite(&inputs.ids, &inputs.metadata, &mut self.kv_cache);
+        match found {
+            Ok(layer) => Error::NotANumber { layer: layer.unwrap_or_else(|| "lm_head".into()) },
+            Err(error) => error.into(),
+        }
+    }
+}
+
+fn to_rows(logits: &Tensor) -> Result<Vec<f32>, Error> {
+    Ok(logits.flatten_all()?.to_vec1::<f32>()?)
+}
+
+/// The forward's arguments.
+struct Inputs {
+    ids: Vec<u32>,
+    metadata: AttentionMetadata,
+    logits_rows: Vec<u32>,
+}
+
+impl Inputs {
+    fn of(batch: &Batch) -> Self {
+        let mut ids = Vec::with_capacity(batch.num_tokens());
+        let mut positions = Vec::with_capacity(batch.num_tokens());
+        let mut slot_mapping = Vec::with_capacity(batch.num_tokens());
+        let mut cu_seqlens_q = vec![0];
+        let mut tables = BlockTables { entries: Vec::new(), cu_entries: vec![0] };
+        let mut logits_rows = Vec::new();
+        for row in &batch.rows {
+            let first = ids.len() as u32;
+            ids.extend_from_slice(&row.tokens);
+            positions.extend(row.start..row.start + row.tokens.len() as u32);
+            slot_mapping.extend_from_slice(&row.slot_mapping);
+            cu_seqlens_q.push(ids.len() as u32);
+            filter_view(&row.view, &mut tables.entries);
+            tables.cu_entries.push(tables.entries.len() as u32);
+            if let Some(wanted) = &row.prompt_logprobs {
+                logits_rows.extend(wanted.rows.clone().map(|row| first + row as u32));
+            }
+            if row.sample.is_some() {
+                logits_rows.push(ids.len() as u32 - 1);
+            }
+        }
+        let positions = Arc::new(positions);
+        let metadata = AttentionMetadata {
+            slot_mapping: Arc::new(slot_mapping),
+            stored_positions: positions.clone(),
+            positions,
+            cu_seqlens_q: Arc::new(cu_seqlens_q),
+            tables: Arc::new(tables),
+        };
+        Self { ids, metadata, logits_rows }
+    }
+}
+
+/// Reads a row's logits in the order [`Inputs::of`] asked for them; `None` where one is not a
+/// number.
+fn row_output<'a>(
+    row: &BatchRow,
+    rows: &mut impl Iterator<Item = &'a mut [f32]>,
+) -> Option<RowOutput> {
+    let mut output = RowOutput { id: row.id, sampled: None, prompt_logprobs: Vec::new() };
+    let mut is_sound = true;
+    let mut next_row = || {
+        let logits = rows.next().expect("one row of logits for every row asked for");
+        is_sound &= logits.iter().all(|logit| logit.is_finite());
+        logits
+    };
+    if let Some(wanted) = &row.prompt_logprobs {
+        for &token in &wanted.next {
+            output.prompt_logprobs.push(sampler::logprobs(next_row(), token, wanted.top));
+        }
+    }
+    if let Some(wanted) = &row.sample {
+        let logits = next_row();
+        if logits.iter().all(|logit| logit.is_finite()) {
+            output.sampled = Some(choose(logits, wanted));
+        }
+    }
+    is_sound.then_some(output)
+}
+
+fn choose(logits: &mut [f32], wanted: &SampleRequest) -> Sampled {
+    let before = wanted.logprobs.map(|_| logits.to_vec());
+    let (prompt, generated) = wanted.history.split_at(wanted.prompt_len);
+    let context = DrawContext {
+        choice: wanted.choice,
+        position: wanted.position,
+        prompt,
+        output: generated,
+        suppressed: &wanted.suppressed,
+    };
+    let token = sampler::sample(logits, &wanted.params, &context);
+    let logprobs = before
+        .zip(wanted.logprobs)
+        .map(|(logits, top)| sampler::logprobs(&logits, token, top));
+    Sampled { token, logprobs }
+}

@@ -1,0 +1,123 @@
+//! What goes in and what comes out: the engine's door.
+
+use crate::error::Error;
+use strand_layers::sampler::{SamplingParams, TokenLogprobs};
+
+/// One run of the prompt, the unit of reuse. Starts a fresh KV block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    pub tokens: Vec<u32>,
+}
+
+/// A prompt and what to do with it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    pub prompt: Vec<Segment>,
+    pub sampling: SamplingParams,
+    pub limits: Limits,
+    /// Lower goes first; equal ones in order of arrival.
+    pub priority: i32,
+}
+
+impl Request {
+    /// A request of one segment with default sampling (greedy) and limits.
+    pub fn new(tokens: Vec<u32>) -> Self {
+        Self {
+            prompt: vec![Segment { tokens }],
+            sampling: SamplingParams::default(),
+            limits: Limits::default(),
+            priority: 0,
+        }
+    }
+
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt.iter().map(|segment| segment.tokens.len()).sum()
+    }
+}
+
+/// Where a request ends and what it reports.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// `None`: the room left in the model's length.
+    pub max_tokens: Option<usize>,
+    /// Stop tokens can't be chosen before this many tokens.
+    pub min_tokens: usize,
+    /// Text that ends the answer and is not part of it.
+    pub stop: Vec<String>,
+    /// Tokens that end the answer, besides the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Don't end at the model's own stop tokens.
+    pub ignore_eos: bool,
+    /// How many answers.
+    pub n: u32,
+    /// Report each token's log-probability and so many alternatives.
+    pub logprobs: Option<u32>,
+    /// The same for the prompt; its rows are then computed without prefix hits.
+    pub prompt_logprobs: Option<u32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_tokens: None,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            n: 1,
+            logprobs: None,
+            prompt_logprobs: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token or a stop string.
+    Stop,
+    /// `max_tokens` or the model's length.
+    Length,
+}
+
+impl FinishReason {
+    /// OpenAI's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// Where the tokens of a prompt came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reuse {
+    /// Found in the KV pool.
+    pub device: usize,
+    /// Computed for this answer.
+    pub encoded: usize,
+}
+
+/// What a request tells its owner, in order. Every choice ends in `Finished`, or the whole
+/// request in one `Failed`; nothing follows either.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Log-probabilities of the prompt's tokens from the second on, when asked for; in order,
+    /// possibly in several pieces.
+    Prompt { logprobs: Vec<TokenLogprobs> },
+    Token {
+        choice: u32,
+        token: u32,
+        /// Text that is certain by now: never half a character, never part of a stop string.
+        text: String,
+        logprobs: Option<TokenLogprobs>,
+    },
+    Finished {
+        choice: u32,
+        reason: FinishReason,
+        /// Text held back until the end was known.
+        text: String,
+        reuse: Reuse,
+    },
+    Failed(Error),
+}

@@ -1,0 +1,312 @@
+//! Who computes what in the next step.
+//!
+//! Continuous batching: sequences that decode and (parts of) prompts share a step under a token
+//! budget. Rank is priority, then arrival. When blocks run out the last in rank gives its own
+//! back and is computed again later. Pure bookkeeping: no tensors, no clock, no channels.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use strand_kernels::PageEntry;
+
+use crate::batch::{Batch, BatchRow, PromptLogprobs, SampleRequest};
+use crate::cache::{BlockId, BlockManager};
+use crate::sequence::{Sequence, SequenceId};
+
+type Rank = (i32, SequenceId);
+
+/// Limits of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct SchedulerLimits {
+    pub max_num_seqs: usize,
+    pub max_num_batched_tokens: usize,
+    pub block_size: usize,
+}
+
+/// All live sequences, and the blocks they hold.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: SchedulerLimits,
+    blocks: BlockManager,
+    sequences: HashMap<SequenceId, Sequence>,
+    waiting: BTreeSet<Rank>,
+    running: BTreeSet<Rank>,
+    counters: Counters,
+}
+
+/// Monotonic counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub prompt_tokens: u64,
+    /// Prompt tokens found in the cache at first admission.
+    pub cached_tokens: u64,
+    /// Tokens computed, again after preemption included.
+    pub encoded_tokens: u64,
+    pub preemptions: u64,
+}
+
+impl Scheduler {
+    pub fn new(limits: SchedulerLimits, num_blocks: usize) -> Self {
+        Self {
+            limits,
+            blocks: BlockManager::new(num_blocks),
+            sequences: HashMap::new(),
+            waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    pub fn num_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn num_running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    pub fn blocks(&self) -> &BlockManager {
+        &self.blocks
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    pub fn get(&self, id: SequenceId) -> Option<&Sequence> {
+        self.sequences.get(&id)
+    }
+
+    pub fn add(&mut self, sequence: Sequence) {
+        self.waiting.insert(sequence.rank());
+        let earlier = self.sequences.insert(sequence.id, sequence);
+        assert!(earlier.is_none(), "a sequence id is used once");
+    }
+
+    /// Ends a sequence and takes its blocks back. One that has ended already is no news.
+    pub fn remove(&mut self, id: SequenceId) {
+        let Some(mut sequence) = self.sequences.remove(&id) else { return };
+        let rank = sequence.rank();
+        assert!(self.running.remove(&rank) || self.waiting.remove(&rank), "{id:?} is nowhere");
+        self.blocks.release(sequence.take_table());
+    }
+
+    /// Plans the next step: first those that run, in rank, then those that wait.
+    pub fn schedule(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        let mut budget = self.limits.max_num_batched_tokens;
+        let preempted = self.schedule_running(&mut batch, &mut budget);
+        if !preempted {
+            self.schedule_waiting(&mut batch, &mut budget);
+        }
+        self.counters.encoded_tokens += batch.num_tokens() as u64;
+        batch
+    }
+
+    /// Returns whether somebody had to give way.
+    fn schedule_running(&mut self, batch: &mut Batch, budget: &mut usize) -> bool {
+        let before = self.counters.preemptions;
+        let mut left: VecDeque<Rank> = self.running.iter().copied().collect();
+        while let Some(rank) = left.pop_front() {
+            if *budget == 0 {
+                break;
+            }
+            while let Some(sequence) = self.sequences.get_mut(&rank.1) {
+                let count = (sequence.len() - sequence.computed).min(*budget);
+                if grow(&mut self.blocks, sequence, count) {
+                    *budget -= count;
+                    batch.rows.push(row(sequence, count, self.limits.block_size));
+                    break;
+                }
+                let victim = left.pop_back().unwrap_or(rank);
+                self.preempt(victim);
+                if victim == rank {
+                    break;
+                }
+            }
+        }
+        self.counters.preemptions > before
+    }
+
+    fn preempt(&mut self, rank: Rank) {
+        let victim = self.sequences.get_mut(&rank.1).expect("a running sequence exists");
+        self.blocks.release(victim.take_table());
+        self.running.remove(&rank);
+        self.waiting.insert(rank);
+        self.counters.preemptions += 1;
+    }
+
+    fn schedule_waiting(&mut self, batch: &mut Batch, budget: &mut usize) {
+        let ranks: Vec<Rank> = self.waiting.iter().copied().collect();
+        for rank in ranks {
+            if *budget == 0 || self.running.len() >= self.limits.max_num_seqs {
+                break;
+            }
+            if self.waits_for_first_choice(&self.sequences[&rank.1]) {
+                continue;
+            }
+            let sequence = self.sequences.get_mut(&rank.1).expect("a waiting sequence exists");
+            let cached = acquire_prefix(&mut self.blocks, sequence);
+            let count = (sequence.len() - sequence.computed).min(*budget);
+            if !grow(&mut self.blocks, sequence, count) {
+                self.blocks.release(sequence.take_table());
+                break;
+            }
+            if sequence.found.is_none() {
+                sequence.found = Some(cached);
+                self.counters.prompt_tokens += sequence.prompt_len as u64;
+                self.counters.cached_tokens += cached as u64;
+            }
+            *budget -= count;
+            batch.rows.push(row(sequence, count, self.limits.block_size));
+            self.waiting.remove(&rank);
+            self.running.insert(rank);
+        }
+    }
+
+    /// Later choices of a request start when the first has computed the prompt they share.
+    fn waits_for_first_choice(&self, sequence: &Sequence) -> bool {
+        let first = SequenceId(sequence.id.0 - u64::from(sequence.choice));
+        sequence.choice > 0
+            && self.get(first).is_some_and(|first| first.computed < first.prompt_len)
+    }
+
+    /// Books what a step has computed: complete blocks become findable.
+    pub fn computed(&mut self, id: SequenceId, count: usize) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        sequence.computed += count;
+        assert!(sequence.computed <= sequence.len(), "more computed than there is");
+        sequence.reported = sequence.reported.max(sequence.computed.min(sequence.prompt_len - 1));
+        while sequence.named < sequence.table.len() {
+            let block = sequence.named;
+            let tokens = sequence.layout.tokens(block);
+            if tokens.end > sequence.computed || !sequence.layout.is_complete(block) {
+                break;
+            }
+            let hash = sequence.hash(block);
+            self.blocks.seal(sequence.table[block], hash, &sequence.tokens[tokens]);
+            sequence.named += 1;
+        }
+    }
+
+    /// Adds a generated token.
+    pub fn push(&mut self, id: SequenceId, token: u32) {
+        self.sequences.get_mut(&id).expect("only a live sequence is sampled").push(token);
+    }
+
+    /// Panics where the books don't balance.
+    pub fn check_invariants(&self) {
+        assert_eq!(self.waiting.len() + self.running.len(), self.sequences.len());
+        assert!(self.running.len() <= self.limits.max_num_seqs);
+        for rank in &self.waiting {
+            let sequence = &self.sequences[&rank.1];
+            assert!(sequence.table.is_empty() && sequence.computed == 0, "{sequence:?}");
+        }
+        for rank in &self.running {
+            let sequence = &self.sequences[&rank.1];
+            let needed = sequence.layout.blocks_for(sequence.computed);
+            let held = sequence.table.len();
+            assert!(sequence.named <= held, "{sequence:?}");
+            assert!(needed <= held && held <= sequence.layout.num_blocks(), "{sequence:?}");
+            assert!(sequence.computed < sequence.len(), "{sequence:?}");
+            assert_eq!(sequence.layout.num_tokens(), sequence.len());
+        }
+        self.blocks.check_invariants(self.sequences.values().map(|s| s.table.as_slice()));
+    }
+}
+
+/// Takes the cached blocks a sequence starts with; at least one token is left to compute.
+fn acquire_prefix(blocks: &mut BlockManager, sequence: &mut Sequence) -> usize {
+    if sequence.owes_prompt_logprobs() {
+        return 0;
+    }
+    for block in 0..sequence.layout.num_blocks() {
+        let tokens = sequence.layout.tokens(block);
+        if tokens.end >= sequence.len() || !sequence.layout.is_complete(block) {
+            break;
+        }
+        let hash = sequence.hash(block);
+        let Some(id) = blocks.acquire(hash, &sequence.tokens[tokens.clone()]) else { break };
+        sequence.table.push(id);
+        sequence.computed = tokens.end;
+        sequence.named = block + 1;
+    }
+    sequence.computed
+}
+
+/// Extends a sequence's table to hold its next `count` tokens, all or none.
+fn grow(blocks: &mut BlockManager, sequence: &mut Sequence, count: usize) -> bool {
+    let needed = sequence.layout.blocks_for(sequence.computed + count);
+    assert!(needed >= sequence.table.len(), "more blocks held than needed");
+    let Some(new) = blocks.try_allocate(needed - sequence.table.len()) else { return false };
+    sequence.table.extend(new);
+    true
+}
+
+fn row(sequence: &Sequence, count: usize, block_size: usize) -> BatchRow {
+    let run = sequence.computed..sequence.computed + count;
+    let blocks = sequence.layout.blocks_for(run.end);
+    let first = sequence.layout.blocks_for(run.start + 1) - 1;
+    let mut slot_mapping = Vec::with_capacity(count);
+    for block in first..blocks {
+        let tokens = sequence.layout.tokens(block);
+        let slots = sequence.table[block].0 as usize * block_size;
+        for token in tokens.start.max(run.start)..tokens.end.min(run.end) {
+            slot_mapping.push((slots + token - tokens.start) as u32);
+        }
+    }
+    BatchRow {
+        id: sequence.id,
+        tokens: sequence.tokens[run.clone()].to_vec(),
+        start: run.start as u32,
+        slot_mapping,
+        view: (0..blocks).map(|block| page_entry(sequence, block, run.end)).collect(),
+        sample: (run.end == sequence.len()).then(|| sample_request(sequence)),
+        prompt_logprobs: prompt_logprobs(sequence, &run),
+    }
+}
+
+fn page_entry(sequence: &Sequence, block: usize, end: usize) -> PageEntry {
+    let tokens = sequence.layout.tokens(block);
+    let BlockId(id) = sequence.table[block];
+    PageEntry {
+        block: id,
+        stored_position: tokens.start as u32,
+        num_valid: (tokens.end.min(end) - tokens.start) as u16,
+        active: true,
+        segment: sequence.layout.segment(block),
+    }
+}
+
+fn sample_request(sequence: &Sequence) -> SampleRequest {
+    let position = sequence.output().len();
+    let needs_history = sequence.sampling.needs_history();
+    let suppressed = position < sequence.rules.min_tokens;
+    SampleRequest {
+        params: sequence.sampling.clone(),
+        choice: sequence.choice,
+        position: position as u32,
+        history: if needs_history { sequence.tokens.clone() } else { Vec::new() },
+        prompt_len: if needs_history { sequence.prompt_len } else { 0 },
+        suppressed: if suppressed { sequence.rules.stop_token_ids.clone() } else { Vec::new() },
+        logprobs: sequence.rules.logprobs,
+    }
+}
+
+/// Rows [run.start, run.end) that are followed by a prompt token, once: not when recomputed.
+fn prompt_logprobs(sequence: &Sequence, run: &std::ops::Range<usize>) -> Option<PromptLogprobs> {
+    let top = sequence.rules.prompt_logprobs?;
+    let start = run.start.max(sequence.reported);
+    let end = run.end.min(sequence.prompt_len - 1);
+    if start >= end || !sequence.owes_prompt_logprobs() {
+        return None;
+    }
+    Some(PromptLogprobs {
+        rows: start - run.start..end - run.start,
+        next: sequence.tokens[start + 1..=end].to_vec(),
+        top,
+    })
+}
