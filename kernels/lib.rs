@@ -1,1 +1,56 @@
-#![doc = "strand-kernels"]
+//! The arithmetic of Strand, one op per file: what it computes, a plain reference, a fast version.
+//!
+//! What this crate promises:
+//!
+//! - **One result.** A fast version equals its reference bit for bit, on every instruction set
+//!   ([`Isa`]) and with any number of [`Threads`]. Loops are written once over sixteen lanes and
+//!   compiled per instruction set; every sum has one order.
+//! - **Rows are independent.** A row's bits depend neither on the rows computed with it nor on
+//!   how the KV cache is cut into blocks.
+//! - **NaN is never hidden.** What is computed from a NaN is NaN; what must not be read (rows past
+//!   `num_valid`, blocks no table lists) is not read.
+//! - **Refusals.** Arguments outside an op's limits are an [`Error`] that names the value; nothing
+//!   is written then.
+//!
+//! Ops enter candle as custom ops, on CPU tensors, activations in f32. All `unsafe` of the
+//! workspace is here. [`NUMERICS`] names the arithmetic: results of two builds are comparable bit
+//! for bit only if it is equal.
+
+mod dtype;
+mod embedding;
+mod error;
+mod filter_view;
+mod isa;
+mod linear;
+pub mod math;
+mod mmap;
+mod paged_attention;
+mod poison;
+mod rms_norm;
+mod rope;
+mod silu_mul;
+mod simd;
+mod store_kv;
+#[cfg(test)]
+mod testing;
+mod threads;
+mod view;
+
+pub use dtype::{KvDtype, WeightDtype};
+pub use embedding::embedding;
+pub use error::Error;
+pub use filter_view::{BlockTables, PageEntry, TableEntry, filter_view};
+pub use isa::Isa;
+pub use linear::{Linear, PackedWeight, linear_reference};
+pub use mmap::Mmap;
+pub use paged_attention::{PagedAttention, paged_attention_reference};
+pub use poison::PoisonBlocks;
+pub use rms_norm::{AddRmsNorm, RmsNorm, rms_norm_reference};
+pub use rope::{Rope, RotaryTable, rope_reference};
+pub use silu_mul::{SiluMul, silu_mul_reference};
+pub use store_kv::StoreKv;
+pub use threads::Threads;
+pub use view::CacheShape;
+
+/// The kernel family and its revision: f32 accumulation with fused multiply-add, k ascending.
+pub const NUMERICS: &str = "f32-fma r1";

@@ -1,0 +1,97 @@
+//! Which instruction set the hot loops run on, chosen once at run time.
+//!
+//! A loop is written once over [`Simd`] and compiled for every instruction set. Each lane
+//! operation is one IEEE operation (fused multiply-add included), so all sets give the same bits;
+//! the choice changes speed alone.
+
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{Portable, Simd};
+
+/// An instruction set this processor has. Values come from detection only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+impl Isa {
+    /// Plain Rust: what every processor can run, and what the others are compared with.
+    pub const PORTABLE: Isa = Isa(Level::Portable);
+
+    /// The fastest one.
+    pub fn detect() -> Self {
+        Self::available()[0]
+    }
+
+    /// All of this processor's, fastest first; [`Isa::PORTABLE`] is the last.
+    pub fn available() -> Vec<Self> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            found.extend(Avx512::detect().map(|token| Isa(Level::Avx512(token))));
+            found.extend(Avx2::detect().map(|token| Isa(Level::Avx2(token))));
+        }
+        found.push(Isa::PORTABLE);
+        found
+    }
+
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+        }
+    }
+
+    /// [`Simd::WIDE`] of the lanes it runs on.
+    pub(crate) fn is_wide(self) -> bool {
+        match self.0 {
+            Level::Portable => Portable::WIDE,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => Avx2::WIDE,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => Avx512::WIDE,
+        }
+    }
+
+    /// Runs a loop as compiled for this instruction set.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            Level::Portable => kernel.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(token) => token.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(token) => token.run(kernel),
+        }
+    }
+}
+
+/// A hot loop with its arguments. `run` and everything it calls must be `#[inline(always)]`:
+/// only what is inlined into [`Isa::run`]'s instances is compiled with their instructions.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_portable_set_is_always_there_and_last() {
+        let all = Isa::available();
+        assert_eq!(all.last(), Some(&Isa::PORTABLE));
+        assert_eq!(all[0], Isa::detect());
+        assert_eq!(Isa::PORTABLE.name(), "portable");
+    }
+}

@@ -1,0 +1,297 @@
+//! The lanes on AVX2 (two registers) and AVX-512 (one).
+//!
+//! [`Avx2`] and [`Avx512`] are tokens: `detect` alone makes them, so whoever holds one may run
+//! their instructions. That is the proof behind every `unsafe` here.
+
+use super::{LANES, ROUNDING, Simd};
+use crate::isa::Kernel;
+use half::{bf16, f16};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Avx512(());
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Avx2(());
+
+impl Avx512 {
+    pub(crate) fn detect() -> Option<Self> {
+        let found = Avx2::detect().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq");
+        found.then_some(Self(()))
+    }
+
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+        fn compiled<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` proves that `detect` found every feature `compiled` enables.
+        unsafe { compiled(self, kernel) }
+    }
+}
+
+impl Avx2 {
+    pub(crate) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        found.then_some(Self(()))
+    }
+
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn compiled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` proves that `detect` found every feature `compiled` enables.
+        unsafe { compiled(self, kernel) }
+    }
+}
+
+/// Trait methods that are one call of a function needing the token's features.
+macro_rules! with_token {
+    ($(fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty = $function:path;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $out {
+            // SAFETY: the function asks for nothing but instructions, and `self` proves that
+            // `detect` found them.
+            unsafe { $function($($arg),*) }
+        }
+    )*};
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const WIDE: bool = true;
+
+    with_token! {
+        fn splat(x: f32) -> __m512 = _mm512_set1_ps;
+        fn load(x: &[f32; LANES]) -> __m512 = wide::load;
+        fn load_bf16(x: &[bf16; LANES]) -> __m512 = wide::load_bf16;
+        fn load_f16(x: &[f16; LANES]) -> __m512 = wide::load_f16;
+        fn store(v: __m512, out: &mut [f32; LANES]) -> () = wide::store;
+        fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps;
+        fn add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps;
+        fn sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps;
+        fn mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps;
+        fn div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps;
+        fn max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps;
+        fn min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps;
+        fn power_halves(t: __m512) -> (__m512, __m512) = wide::power_halves;
+        fn reduce(v: __m512) -> f32 = wide::reduce;
+        fn reduce_all(v: [__m512; LANES]) -> [f32; LANES] = wide::reduce_all;
+    }
+}
+
+type Pair = [__m256; 2];
+
+impl Simd for Avx2 {
+    type V = Pair;
+    const WIDE: bool = false;
+
+    with_token! {
+        fn splat(x: f32) -> Pair = pair::splat;
+        fn load(x: &[f32; LANES]) -> Pair = pair::load;
+        fn load_bf16(x: &[bf16; LANES]) -> Pair = pair::load_bf16;
+        fn load_f16(x: &[f16; LANES]) -> Pair = pair::load_f16;
+        fn store(v: Pair, out: &mut [f32; LANES]) -> () = pair::store;
+        fn mul_add(a: Pair, b: Pair, c: Pair) -> Pair = pair::mul_add;
+        fn add(a: Pair, b: Pair) -> Pair = pair::add;
+        fn sub(a: Pair, b: Pair) -> Pair = pair::sub;
+        fn mul(a: Pair, b: Pair) -> Pair = pair::mul;
+        fn div(a: Pair, b: Pair) -> Pair = pair::div;
+        fn max(a: Pair, b: Pair) -> Pair = pair::max;
+        fn min(a: Pair, b: Pair) -> Pair = pair::min;
+        fn power_halves(t: Pair) -> (Pair, Pair) = pair::power_halves;
+        fn reduce(v: Pair) -> f32 = pair::reduce;
+    }
+}
+
+mod wide {
+    use super::*;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn load(x: &[f32; LANES]) -> __m512 {
+        // SAFETY: reads 64 bytes, the whole array; no alignment is asked for.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn load_bf16(x: &[bf16; LANES]) -> __m512 {
+        // SAFETY: reads 32 bytes, the whole array; no alignment is asked for.
+        let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn load_f16(x: &[f16; LANES]) -> __m512 {
+        // SAFETY: reads 32 bytes, the whole array; no alignment is asked for.
+        let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        _mm512_cvtph_ps(bits)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn store(v: __m512, out: &mut [f32; LANES]) {
+        // SAFETY: writes 64 bytes, the whole array; no alignment is asked for.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn power_halves(t: __m512) -> (__m512, __m512) {
+        let rounding = _mm512_castps_si512(_mm512_set1_ps(ROUNDING));
+        let n = _mm512_sub_epi32(_mm512_castps_si512(t), rounding);
+        let first = _mm512_srai_epi32::<1>(n);
+        let second = _mm512_sub_epi32(n, first);
+        let one = _mm512_castps_si512(_mm512_set1_ps(1.0));
+        let first = _mm512_add_epi32(one, _mm512_slli_epi32::<23>(first));
+        let second = _mm512_add_epi32(one, _mm512_slli_epi32::<23>(second));
+        (_mm512_castsi512_ps(first), _mm512_castsi512_ps(second))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq,avx2")]
+    pub(super) fn reduce(v: __m512) -> f32 {
+        let high = _mm512_extractf32x8_ps::<1>(v);
+        pair::reduce_half(_mm256_add_ps(_mm512_castps512_ps256(v), high))
+    }
+
+    /// Four rounds of "interleave two vectors and add": the tree of `reduce`, sixteen at a time.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn reduce_all(v: [__m512; LANES]) -> [f32; LANES] {
+        let eights: [__m512; 8] = std::array::from_fn(|i| {
+            let (a, b) = (v[2 * i], v[2 * i + 1]);
+            let (low, high) =
+                (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+            _mm512_add_ps(low, high)
+        });
+        let fours: [__m512; 4] = std::array::from_fn(|i| {
+            let (a, b) = (eights[2 * i], eights[2 * i + 1]);
+            let (low, high) =
+                (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
+            _mm512_add_ps(low, high)
+        });
+        let twos: [__m512; 2] = std::array::from_fn(|i| {
+            let (a, b) = (fours[2 * i], fours[2 * i + 1]);
+            let (low, high) = (_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b));
+            _mm512_add_ps(low, high)
+        });
+        let low = _mm512_shuffle_ps::<0x88>(twos[0], twos[1]);
+        let high = _mm512_shuffle_ps::<0xDD>(twos[0], twos[1]);
+        // Lane 4 i + j of the sum belongs to vector 4 j + i.
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let mut sums = [0.0; LANES];
+        store(_mm512_permutexvar_ps(order, _mm512_add_ps(low, high)), &mut sums);
+        sums
+    }
+}
+
+mod pair {
+    use super::*;
+
+    macro_rules! both {
+        ($($name:ident($($arg:ident),*) = $intrinsic:ident;)*) => {$(
+            #[inline]
+            #[target_feature(enable = "avx2,fma")]
+            pub(super) fn $name($($arg: Pair),*) -> Pair {
+                [$intrinsic($($arg[0]),*), $intrinsic($($arg[1]),*)]
+            }
+        )*};
+    }
+
+    both! {
+        mul_add(a, b, c) = _mm256_fmadd_ps;
+        add(a, b) = _mm256_add_ps;
+        sub(a, b) = _mm256_sub_ps;
+        mul(a, b) = _mm256_mul_ps;
+        div(a, b) = _mm256_div_ps;
+        max(a, b) = _mm256_max_ps;
+        min(a, b) = _mm256_min_ps;
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn splat(x: f32) -> Pair {
+        [_mm256_set1_ps(x); 2]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn load(x: &[f32; LANES]) -> Pair {
+        // SAFETY: reads bytes 0..32 of the array's 64; no alignment is asked for.
+        let low = unsafe { _mm256_loadu_ps(x.as_ptr()) };
+        // SAFETY: `x[8..]` starts 8 floats before the array's end; the load reads those 8.
+        let high = unsafe { _mm256_loadu_ps(x[8..].as_ptr()) };
+        [low, high]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn load_bf16(x: &[bf16; LANES]) -> Pair {
+        // SAFETY: reads 32 bytes, the whole array; no alignment is asked for.
+        let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        let low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(bits));
+        let high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(bits));
+        [low, high].map(|half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    pub(super) fn load_f16(x: &[f16; LANES]) -> Pair {
+        // SAFETY: reads 32 bytes, the whole array; no alignment is asked for.
+        let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        let low = _mm256_cvtph_ps(_mm256_castsi256_si128(bits));
+        [low, _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(bits))]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn store(v: Pair, out: &mut [f32; LANES]) {
+        // SAFETY: writes bytes 0..32 of the array's 64; no alignment is asked for.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v[0]) };
+        // SAFETY: `out[8..]` starts 8 floats before the array's end; the store writes those 8.
+        unsafe { _mm256_storeu_ps(out[8..].as_mut_ptr(), v[1]) };
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn power_halves(t: Pair) -> (Pair, Pair) {
+        let rounding = _mm256_castps_si256(_mm256_set1_ps(ROUNDING));
+        let one = _mm256_castps_si256(_mm256_set1_ps(1.0));
+        let halves = t.map(|t| {
+            let n = _mm256_sub_epi32(_mm256_castps_si256(t), rounding);
+            let first = _mm256_srai_epi32::<1>(n);
+            let second = _mm256_sub_epi32(n, first);
+            let first = _mm256_add_epi32(one, _mm256_slli_epi32::<23>(first));
+            let second = _mm256_add_epi32(one, _mm256_slli_epi32::<23>(second));
+            (_mm256_castsi256_ps(first), _mm256_castsi256_ps(second))
+        });
+        ([halves[0].0, halves[1].0], [halves[0].1, halves[1].1])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn reduce(v: Pair) -> f32 {
+        reduce_half(_mm256_add_ps(v[0], v[1]))
+    }
+
+    /// The sum of eight lanes: i with i + 4, then + 2, + 1.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn reduce_half(v: __m256) -> f32 {
+        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+}

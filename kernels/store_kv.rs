@@ -1,0 +1,113 @@
+//! Writes rows of K or V into the paged cache, in place.
+
+use crate::dtype::Element;
+use crate::error::Error;
+use crate::view::{CacheShape, Rows, refused};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result};
+use std::sync::Arc;
+
+/// cache (blocks, block_size, kv_heads, d) f32, f16 or bf16; x (rows, kv_heads * d) f32, any row
+/// stride: row r goes to cache row `slot_mapping[r]` = block * block_size + offset, rounded to
+/// nearest even. Two rows for one place: the later one stays.
+pub struct StoreKv {
+    pub slot_mapping: Arc<Vec<u32>>,
+}
+
+impl InplaceOp2 for StoreKv {
+    fn name(&self) -> &'static str {
+        "store_kv"
+    }
+
+    fn cpu_fwd(
+        &self,
+        cache: &mut CpuStorage,
+        cache_layout: &Layout,
+        x: &CpuStorage,
+        layout: &Layout,
+    ) -> Result<()> {
+        let shape = CacheShape::of("store_kv", "cache", cache_layout)?;
+        let x = Rows::new("store_kv", "x", x, layout)?;
+        if x.width != shape.width() {
+            let expected = format!("(rows, {})", shape.width());
+            return Err(refused("store_kv", "x", expected, layout).into());
+        }
+        if self.slot_mapping.len() != x.count {
+            let (found, expected) = (self.slot_mapping.len(), format!("x's {} rows", x.count));
+            return Err(Error::value("store_kv", "slot_mapping's length", found, expected).into());
+        }
+        let slots = shape.blocks * shape.block_size;
+        if let Some(slot) = self.slot_mapping.iter().find(|&&slot| slot as usize >= slots) {
+            let expected = format!("below the cache's {slots}");
+            return Err(Error::value("store_kv", "a slot", *slot, expected).into());
+        }
+        let start = cache_layout.start_offset();
+        match cache {
+            CpuStorage::F32(cache) => self.store(&mut cache[start..], x),
+            CpuStorage::F16(cache) => self.store(&mut cache[start..], x),
+            CpuStorage::BF16(cache) => self.store(&mut cache[start..], x),
+            other => return Err(not_kv("store_kv", other.dtype()).into()),
+        }
+        Ok(())
+    }
+}
+
+impl StoreKv {
+    fn store<E: Element>(&self, cache: &mut [E], x: Rows) {
+        for (r, slot) in self.slot_mapping.iter().enumerate() {
+            let row = &mut cache[*slot as usize * x.width..][..x.width];
+            for (stored, value) in row.iter_mut().zip(x.row(r)) {
+                *stored = E::narrow(*value);
+            }
+        }
+    }
+}
+
+pub(crate) fn not_kv(op: &'static str, found: DType) -> Error {
+    Error::Dtype { op, operand: "the cache", expected: "f32, f16 or bf16", found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn rows_land_in_their_slots_and_nowhere_else() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let cache = Tensor::zeros((3, 4, 2, 5), dtype, &Device::Cpu).unwrap();
+            let x: Vec<f32> = (0..3 * 13).map(|i| 1.0 + i as f32 * 0.37).collect();
+            let x = Tensor::from_vec(x, (3, 13), &Device::Cpu).unwrap().narrow(1, 2, 10).unwrap();
+            let op = StoreKv { slot_mapping: Arc::new(vec![11, 0, 6]) };
+            cache.inplace_op2(&x, &op).unwrap();
+            let found: Vec<Vec<f32>> =
+                cache.to_dtype(DType::F32).unwrap().reshape((12, 10)).unwrap().to_vec2().unwrap();
+            let rounded: Vec<Vec<f32>> =
+                x.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap().to_vec2().unwrap();
+            for (slot, row) in found.iter().enumerate() {
+                match [11, 0, 6].iter().position(|&s| s == slot) {
+                    Some(r) => assert_eq!(row, &rounded[r]),
+                    None => assert!(row.iter().all(|&x| x == 0.0)),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_outside_is_refused_and_nothing_written() {
+        let cache = Tensor::zeros((2, 2, 1, 2), DType::F32, &Device::Cpu).unwrap();
+        let x = Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap();
+        let refusal = |cache: &Tensor, slots: Vec<u32>| {
+            let op = StoreKv { slot_mapping: Arc::new(slots) };
+            cache.inplace_op2(&x, &op).unwrap_err().to_string()
+        };
+        assert!(refusal(&cache, vec![0, 4]).contains("a slot is 4, must be below the cache's 4"));
+        assert!(refusal(&cache, vec![0]).contains("slot_mapping's length is 1"));
+        let other = Tensor::zeros((2, 2, 1, 3), DType::F32, &Device::Cpu).unwrap();
+        assert!(refusal(&other, vec![0, 1]).contains("x must be (rows, 3)"));
+        let other = Tensor::zeros((2, 2, 1, 2), DType::F64, &Device::Cpu).unwrap();
+        assert!(refusal(&other, vec![0, 1]).contains("must be f32, f16 or bf16, got F64"));
+        let sum: f32 = cache.sum_all().unwrap().to_scalar().unwrap();
+        assert_eq!(sum, 0.0);
+    }
+}
