@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use strand_models::tokenizer::Tokenizer;
+use strand_models::Tokenizer;
 
 use crate::batch::{Batch, RowOutput, Runner, Sampled};
 use crate::cache::Layout;

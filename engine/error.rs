@@ -46,6 +46,12 @@ pub enum Error {
     NoTokenizer,
     #[error("stop string {index} is empty")]
     EmptyStop { index: usize },
+    #[error(
+        "the system text takes {header} tokens and the last message {message}, together more \
+         than the {room} there is room for; shorten them, lower --max-tokens or raise \
+         --max-model-len"
+    )]
+    ConversationTooLong { header: usize, message: usize, room: usize },
     #[error("the queue is full ({limit} requests wait); try again later")]
     QueueFull { limit: usize },
     #[error("the model produced a value that is not a number, first in {layer}")]

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use strand_models::chat_template::ChatTemplate;
-use strand_models::tokenizer::Tokenizer;
-use strand_models::GenerationDefaults;
+use strand_models::{ChatTemplate, GenerationDefaults, Tokenizer};
 use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
 use tokio::sync::oneshot;
 

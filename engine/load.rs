@@ -1,9 +1,8 @@
 //! From a model's files to a running engine.
 
 use strand_kernels::Threads;
-use strand_layers::attention::KvCache;
-use strand_models::ModelFiles;
-use strand_models::decoder::Decoder;
+use strand_layers::kv_cache::{KvCache, KvCacheShape};
+use strand_models::{Decoder, ModelFiles};
 
 use crate::config::{EngineConfig, EnginePlan, Machine};
 use crate::engine::Engine;
@@ -32,22 +31,16 @@ pub fn load(
     let model = &files.config;
     let plan = EnginePlan::resolve(config, model, &Machine::this())?;
     let threads = Threads::new(plan.threads);
-    let decoder = Decoder::load(
-        model,
-        &files.weights,
-        plan.dtype,
-        plan.max_model_len,
-        &threads,
-        progress,
-    )?;
-    let kv_cache = KvCache::new(
-        model.num_hidden_layers,
-        plan.num_blocks,
-        plan.block_size,
-        model.num_key_value_heads,
-        model.head_dim,
-        plan.kv_dtype,
-    )?;
+    let decoder =
+        Decoder::load(model, &files.weights, plan.dtype, plan.max_model_len, &threads, progress)?;
+    let shape = KvCacheShape {
+        layers: model.num_hidden_layers,
+        num_blocks: plan.num_blocks,
+        block_size: plan.block_size,
+        kv_heads: model.num_key_value_heads,
+        head_dim: model.head_dim,
+    };
+    let kv_cache = KvCache::new(shape, plan.kv_dtype)?;
     let eos = files.generation.stop_token_ids.clone();
     let runner = ModelRunner::new(decoder, kv_cache);
     let engine = Engine::new(plan, runner, files.tokenizer.clone(), eos);

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use strand_kernels::{BlockTables, filter_view};
-use strand_layers::attention::{AttentionMetadata, KvCache};
+use strand_layers::attention::AttentionMetadata;
+use strand_layers::kv_cache::KvCache;
 use strand_layers::sampler::{self, DrawContext};
-use strand_models::decoder::Decoder;
+use strand_models::Decoder;
 
 use crate::batch::{Batch, BatchRow, RowOutput, Runner, SampleRequest, Sampled};
 use crate::error::Error;
@@ -151,8 +152,7 @@ fn choose(logits: &mut [f32], wanted: &SampleRequest) -> Sampled {
         suppressed: &wanted.suppressed,
     };
     let token = sampler::sample(logits, &wanted.params, &context);
-    let logprobs = before
-        .zip(wanted.logprobs)
-        .map(|(logits, top)| sampler::logprobs(&logits, token, top));
+    let logprobs =
+        before.zip(wanted.logprobs).map(|(logits, top)| sampler::logprobs(&logits, token, top));
     Sampled { token, logprobs }
 }

@@ -1,6 +1,6 @@
 //! From generated tokens to text that may be shown: whole characters, no stop strings.
 
-use strand_models::tokenizer::{IncrementalDecoder, Tokenizer};
+use strand_models::{IncrementalDecoder, Tokenizer};
 
 /// The text of one choice as it grows.
 pub(crate) struct OutputText {

@@ -1,1 +1,13 @@
-#![doc = "strand-layers"]
+//! Modules with weights, made of kernels: linear, norm, attention, MLP; and the sampler.
+//!
+//! What is absent here: names of checkpoints (they live in `models`), sequences, scheduling and
+//! any other notion of serving.
+
+#![forbid(unsafe_code)]
+
+pub mod attention;
+pub mod kv_cache;
+pub mod linear;
+pub mod mlp;
+pub mod norm;
+pub mod sampler;

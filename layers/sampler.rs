@@ -78,7 +78,9 @@ impl SamplingParams {
         }
         for &(token, bias) in &self.logit_bias {
             if token as usize >= vocab_size {
-                return Err(format!("logit_bias names token {token}, the vocabulary has {vocab_size}"));
+                return Err(format!(
+                    "logit_bias names token {token}, the vocabulary has {vocab_size}"
+                ));
             }
             if !bias.is_finite() {
                 return Err(format!("logit_bias of token {token} is {bias}, it must be finite"));
@@ -190,11 +192,8 @@ fn candidates(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
     let weight = |logit: f32| (f64::from(logit - max) / temperature).exp();
     let keep = params.top_k.map_or(logits.len(), |k| (k as usize).min(logits.len()));
     let sorted = params.top_k.is_some() || params.top_p < 1.0;
-    let ids: Vec<u32> = if sorted {
-        most_likely(logits, keep)
-    } else {
-        (0..logits.len() as u32).collect()
-    };
+    let ids: Vec<u32> =
+        if sorted { most_likely(logits, keep) } else { (0..logits.len() as u32).collect() };
     let floor = f64::from(params.min_p);
     let mut kept: Vec<(u32, f64)> = ids
         .into_iter()
@@ -305,8 +304,7 @@ mod tests {
             ..SamplingParams::default()
         };
         let mut logits = vec![4.0, -4.0, 4.0, 4.0];
-        let context =
-            DrawContext { prompt: &[0, 1], output: &[2, 2], ..DrawContext::default() };
+        let context = DrawContext { prompt: &[0, 1], output: &[2, 2], ..DrawContext::default() };
         penalize(&mut logits, &params, &context);
         assert_eq!(logits, [2.0, -8.0, 2.0 - 0.5 - 0.5, 4.0]);
     }

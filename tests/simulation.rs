@@ -39,10 +39,10 @@ impl FakeRunner {
             seen.extend(rows.iter().map(|row| row.expect("a visible row was written")));
         }
         assert_eq!(seen.len(), row.start as usize + row.tokens.len());
-        let sampled = row.sample.as_ref().map(|wanted| Sampled {
-            token: next_token(&seen, wanted.choice),
-            logprobs: None,
-        });
+        let sampled = row
+            .sample
+            .as_ref()
+            .map(|wanted| Sampled { token: next_token(&seen, wanted.choice), logprobs: None });
         RowOutput { id: row.id, sampled, prompt_logprobs: Vec::new() }
     }
 }
@@ -110,7 +110,8 @@ fn request(random: &mut Random, plan: &EnginePlan, prefixes: &[Vec<u32>]) -> Req
     let shared = random.between(0, prefix.len());
     let mut tokens = prefix[..shared].to_vec();
     let most = (plan.max_model_len + 2 - shared).max(2);
-    tokens.extend(random.tokens(random_len(random, most), VOCAB));
+    let own = random_len(random, most);
+    tokens.extend(random.tokens(own, VOCAB));
     let cut = random.between(0, tokens.len());
     let prompt = if cut > 0 && random.chance(40) {
         let (first, second) = tokens.split_at(cut);
@@ -290,9 +291,11 @@ fn the_youngest_gives_way_when_blocks_run_out() {
     let mut order = Vec::new();
     while !engine.is_idle() {
         let events = engine.step().events;
-        order.extend(events.iter().filter_map(|(id, event)| {
-            matches!(event, Event::Finished { .. }).then_some(*id)
-        }));
+        order.extend(
+            events
+                .iter()
+                .filter_map(|(id, event)| matches!(event, Event::Finished { .. }).then_some(*id)),
+        );
     }
     assert_eq!(order, ids, "the older one is never held up");
     assert_eq!(engine.stats().preemptions, 1);
@@ -313,7 +316,7 @@ fn the_same_prompt_again_computes_only_what_must_be_computed() {
     let runner = FakeRunner { rows: vec![None; 4800], block_size: 16, fail_every: None, runs: 0 };
     let mut engine = Engine::new(plan, runner, None, vec![]);
     let prompt = random.tokens(2003, VOCAB);
-    let mut encoded = |engine: &mut Engine<FakeRunner>, tokens: usize| {
+    let encoded = |engine: &mut Engine<FakeRunner>, tokens: usize| {
         let before = engine.stats().encoded_tokens;
         let mut request = Request::new(prompt[..tokens].to_vec());
         request.limits.max_tokens = Some(1);

@@ -1,0 +1,234 @@
+//! E4: a request's logits are the same bits whatever happens around it.
+//!
+//! Logits are compared through the log-probabilities of the whole vocabulary.
+
+use std::collections::HashMap;
+
+use strand_engine::model_runner::ModelRunner;
+use strand_engine::sequence::RequestId;
+use strand_engine::{Engine, EngineConfig, Event, Request, TokenLogprobs};
+use strand_kernels::{KvDtype, WeightDtype};
+use strand_models::{ModelFiles, ModelSource};
+
+use crate::random::Random;
+
+const VOCAB: usize = 96;
+
+/// Small, but with everything that could depend on a schedule: grouped heads, a sliding window
+/// shorter than the prompts, norms on q and k where the architecture has them.
+fn config(architecture: &str) -> String {
+    let (model_type, window) = match architecture {
+        "MistralForCausalLM" => ("mistral", "40"),
+        _ => ("qwen3", "null"),
+    };
+    format!(
+        r#"{{"architectures": ["{architecture}"], "model_type": "{model_type}",
+        "vocab_size": {VOCAB}, "hidden_size": 48, "intermediate_size": 80,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "max_position_embeddings": 1024, "tie_word_embeddings": false,
+        "hidden_act": "silu", "sliding_window": {window}, "torch_dtype": "bfloat16"}}"#
+    )
+}
+
+fn engine(architecture: &str, config_: &EngineConfig) -> Engine<ModelRunner> {
+    let source = ModelSource::Random { config_json: config(architecture), seed: 1 };
+    let files = ModelFiles::open(&source).expect("the config is sound");
+    strand_engine::load(files, config_, &mut |_, _| {}).expect("it fits").0
+}
+
+fn base() -> EngineConfig {
+    EngineConfig {
+        kv_memory: Some(4 << 20),
+        max_model_len: Some(1024),
+        threads: Some(2),
+        ..EngineConfig::default()
+    }
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> Request {
+    let mut request = Request::new(prompt.to_vec());
+    request.limits.max_tokens = Some(max_tokens);
+    request.limits.ignore_eos = true;
+    request.limits.logprobs = Some(VOCAB as u32);
+    request
+}
+
+type Answer = Vec<(u32, Vec<(u32, u32)>)>;
+
+/// Tokens, each with its whole distribution as bits.
+fn bits(logprobs: &TokenLogprobs) -> Vec<(u32, u32)> {
+    logprobs.top.iter().map(|&(id, logprob)| (id, logprob.to_bits())).collect()
+}
+
+/// Runs until idle; answers by request.
+fn drain(engine: &mut Engine<ModelRunner>) -> HashMap<RequestId, Answer> {
+    let mut answers: HashMap<RequestId, Answer> = HashMap::new();
+    while !engine.is_idle() {
+        collect(engine.step().events, &mut answers);
+        engine.check_invariants();
+    }
+    answers
+}
+
+fn collect(events: Vec<(RequestId, Event)>, answers: &mut HashMap<RequestId, Answer>) {
+    for (id, event) in events {
+        match event {
+            Event::Token { token, logprobs, .. } => {
+                let logprobs = logprobs.expect("they were asked for");
+                answers.entry(id).or_default().push((token, bits(&logprobs)));
+            }
+            Event::Failed(error) => panic!("{error}"),
+            Event::Finished { .. } | Event::Prompt { .. } => {}
+        }
+    }
+}
+
+fn alone(architecture: &str, config: &EngineConfig, request: &Request) -> Answer {
+    let mut engine = engine(architecture, config);
+    let id = engine.submit(request).expect("it fits");
+    drain(&mut engine).remove(&id).expect("it answers")
+}
+
+fn random_config(random: &mut Random) -> EngineConfig {
+    EngineConfig {
+        block_size: [8, 16, 32][random.between(0, 3)],
+        max_num_batched_tokens: [1, 7, 64, 1024][random.between(0, 4)],
+        max_num_seqs: random.between(1, 12),
+        threads: Some(random.between(1, 3)),
+        ..base()
+    }
+}
+
+#[test]
+fn logits_are_the_same_bits_alone_and_in_any_schedule() {
+    for architecture in ["Qwen3ForCausalLM", "MistralForCausalLM"] {
+        for seed in 0..8 {
+            let mut random = Random::new(seed);
+            let prefix = random.tokens(70, VOCAB);
+            let requests: Vec<Request> = (0..9)
+                .map(|_| {
+                    let shared = random.between(0, prefix.len());
+                    let own = random.between(1, 60);
+                    let mut prompt = prefix[..shared].to_vec();
+                    prompt.extend(random.tokens(own, VOCAB));
+                    request(&prompt, random.between(1, 24))
+                })
+                .collect();
+            let expected: Vec<Answer> =
+                requests.iter().map(|request| alone(architecture, &base(), request)).collect();
+            let config = random_config(&mut random);
+            let mut engine = engine(architecture, &config);
+            // twice: the second time prompts are found in the cache
+            for _ in 0..2 {
+                let mut answers = HashMap::new();
+                let mut ids = Vec::new();
+                for request in &requests {
+                    ids.push(engine.submit(request).expect("it fits"));
+                    for _ in 0..random.between(0, 4) {
+                        collect(engine.step().events, &mut answers);
+                    }
+                }
+                answers = merge(answers, drain(&mut engine));
+                for (id, expected) in ids.iter().zip(&expected) {
+                    assert!(answers[id] == *expected, "seed {seed}, {architecture}, {config:?}");
+                }
+            }
+            assert!(engine.stats().cached_tokens > 0, "the second round hits the cache");
+        }
+    }
+}
+
+fn merge(
+    mut first: HashMap<RequestId, Answer>,
+    second: HashMap<RequestId, Answer>,
+) -> HashMap<RequestId, Answer> {
+    for (id, answer) in second {
+        first.entry(id).or_default().extend(answer);
+    }
+    first
+}
+
+#[test]
+fn preemption_changes_no_bit() {
+    let mut random = Random::new(99);
+    let requests: Vec<Request> = (0..6).map(|_| request(&random.tokens(30, VOCAB), 60)).collect();
+    let expected: Vec<Answer> =
+        requests.iter().map(|request| alone("Qwen3ForCausalLM", &base(), request)).collect();
+    let row = 2 * 2 * 2 * 16 * 2; // layers x (K, V) x heads x head_dim x bytes
+    let config = EngineConfig {
+        block_size: 8,
+        kv_memory: Some(30 * 8 * row),
+        max_model_len: Some(100),
+        ..base()
+    };
+    let mut engine = engine("Qwen3ForCausalLM", &config);
+    let ids: Vec<RequestId> =
+        requests.iter().map(|request| engine.submit(request).expect("it fits")).collect();
+    let answers = drain(&mut engine);
+    assert!(engine.stats().preemptions > 0, "the pool was meant to be too small");
+    for (id, expected) in ids.iter().zip(&expected) {
+        assert!(answers[id] == *expected);
+    }
+}
+
+#[test]
+fn prefill_and_decode_give_the_same_bits() {
+    for (dtype, kv_dtype) in [
+        (WeightDtype::Bf16, KvDtype::Bf16),
+        (WeightDtype::F32, KvDtype::F32),
+        (WeightDtype::F16, KvDtype::F16),
+    ] {
+        let config = EngineConfig { dtype: Some(dtype), kv_dtype: Some(kv_dtype), ..base() };
+        let mut random = Random::new(5);
+        let prompt = random.tokens(33, VOCAB);
+        let decoded = alone("Qwen3ForCausalLM", &config, &request(&prompt, 40));
+        let mut whole = prompt.clone();
+        whole.extend(decoded.iter().map(|(token, _)| token));
+        let mut again = request(&whole, 1);
+        again.limits.prompt_logprobs = Some(VOCAB as u32);
+        let mut engine = engine("Qwen3ForCausalLM", &config);
+        engine.submit(&again).expect("it fits");
+        let mut prefilled = Vec::new();
+        while !engine.is_idle() {
+            for (_, event) in engine.step().events {
+                if let Event::Prompt { logprobs } = event {
+                    prefilled.extend(logprobs.iter().map(bits));
+                }
+            }
+        }
+        let decoded: Vec<_> = decoded.into_iter().map(|(_, bits)| bits).collect();
+        assert!(prefilled[prompt.len() - 1..] == decoded[..], "{dtype:?} {kv_dtype:?}");
+    }
+}
+
+#[test]
+fn choices_share_the_prompt_and_draw_apart() {
+    let mut random = Random::new(6);
+    let prompt = random.tokens(64, VOCAB);
+    let mut asked = request(&prompt, 12);
+    asked.limits.n = 4;
+    asked.sampling.temperature = 1.0;
+    asked.sampling.seed = 3;
+    let mut engine = engine("Qwen3ForCausalLM", &base());
+    engine.submit(&asked).expect("it fits");
+    let mut outputs: HashMap<u32, Vec<u32>> = HashMap::new();
+    while !engine.is_idle() {
+        for (_, event) in engine.step().events {
+            if let Event::Token { choice, token, .. } = event {
+                outputs.entry(choice).or_default().push(token);
+            }
+        }
+    }
+    assert_eq!(outputs.len(), 4);
+    assert!(outputs[&0] != outputs[&1] && outputs[&1] != outputs[&2]);
+    let stats = engine.stats();
+    // 64 tokens are 4 blocks; the last is computed again by each choice
+    assert_eq!((stats.prompt_tokens, stats.cached_tokens), (4 * 64, 3 * 48));
+    let first = alone("Qwen3ForCausalLM", &base(), &{
+        let mut one = asked.clone();
+        one.limits.n = 1;
+        one
+    });
+    assert_eq!(first.iter().map(|(token, _)| *token).collect::<Vec<_>>(), outputs[&0]);
+}
