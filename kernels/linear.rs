@@ -204,7 +204,6 @@ impl Linear {
                     ..(column_part + 1) * columns / column_parts,
             });
         });
-        drop(job);
         y
     }
 
@@ -276,21 +275,20 @@ impl<E: Element> Product<'_, E> {
         x: &[f32],
         tile: &[Columns<E>],
     ) {
-        macro_rules! case {
-            ($($n:literal)*) => {
+        // A constant condition, so that only the half in use is compiled.
+        macro_rules! by_rows {
+            ($method:ident: $($n:literal)*) => {
                 match rows {
-                    $($n if S::WIDE => self.wide::<S, $n>(s, (row, column), x, tile),)*
-                    1 => self.narrow::<S, 1>(s, (row, column), x, tile),
-                    2 => self.narrow::<S, 2>(s, (row, column), x, tile),
-                    3 => self.narrow::<S, 3>(s, (row, column), x, tile),
-                    4 => self.narrow::<S, 4>(s, (row, column), x, tile),
-                    5 => self.narrow::<S, 5>(s, (row, column), x, tile),
-                    6 => self.narrow::<S, 6>(s, (row, column), x, tile),
+                    $($n => self.$method::<S, $n>(s, (row, column), x, tile),)*
                     _ => unreachable!("a block of {rows} rows"),
                 }
             };
         }
-        case!(1 2 3 4 5 6 7 8 9 10 11 12);
+        if S::WIDE {
+            by_rows!(wide: 1 2 3 4 5 6 7 8 9 10 11 12);
+        } else {
+            by_rows!(narrow: 1 2 3 4 5 6);
+        }
     }
 
     #[inline(always)]

@@ -223,6 +223,9 @@ pub(crate) fn rescale(before: f32, next: f32) -> (f32, f32, f32) {
     (max, exp(before - max), exp(next - max))
 }
 
+/// Caches as f32, and where the head of an entry's key j begins in them.
+type Lookup<'a> = (&'a [f32], &'a [f32], &'a dyn Fn(&TableEntry, usize) -> usize);
+
 /// The plain loops. `q` (rows, num_heads * d); `k` and `v` hold the whole caches as f32.
 ///
 /// # Panics
@@ -269,7 +272,7 @@ fn reference_split(
     (sequence, row): (usize, usize),
     q: &[f32],
     keys: Range<usize>,
-    (k, v, place): (&[f32], &[f32], &dyn Fn(&TableEntry, usize) -> usize),
+    (k, v, place): Lookup,
 ) -> Partial {
     let entry_of = |j: usize| {
         let contains = |e: &&TableEntry| {

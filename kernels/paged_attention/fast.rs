@@ -250,16 +250,17 @@ impl<E: Element> Run<'_, E> {
         let mut i = 0;
         while i < queries {
             let left = queries - i;
-            i += if S::WIDE && left >= 4 {
-                self.score_rows::<S, 4, 4>(s, i, keys.clone())
-            } else if S::WIDE && left >= 2 {
-                self.score_rows::<S, 2, 8>(s, i, keys.clone())
-            } else if S::WIDE {
-                self.score_rows::<S, 1, 16>(s, i, keys.clone())
-            } else if left >= 2 {
-                self.score_rows::<S, 2, 2>(s, i, keys.clone())
+            i += if S::WIDE {
+                match left {
+                    1 => self.score_rows::<S, 1, 16>(s, i, keys.clone()),
+                    2..4 => self.score_rows::<S, 2, 8>(s, i, keys.clone()),
+                    _ => self.score_rows::<S, 4, 4>(s, i, keys.clone()),
+                }
             } else {
-                self.score_rows::<S, 1, 4>(s, i, keys.clone())
+                match left {
+                    1 => self.score_rows::<S, 1, 4>(s, i, keys.clone()),
+                    _ => self.score_rows::<S, 2, 2>(s, i, keys.clone()),
+                }
             };
         }
     }
@@ -274,21 +275,25 @@ impl<E: Element> Run<'_, E> {
     ) -> usize {
         let task = &mut self.task;
         let width = task.score_width;
-        let q: [&[f32]; Q] =
-            std::array::from_fn(|i| &task.turned[(first + i) * task.padded..][..task.padded]);
+        let mut q: [&[[f32; LANES]]; Q] = [&[]; Q];
+        for (i, q) in q.iter_mut().enumerate() {
+            *q = task.turned[(first + i) * task.padded..][..task.padded].as_chunks().0;
+        }
         let d = task.cache.head_dim;
         let mut j = keys.start;
         while j + J <= keys.end {
-            let k: [&[E]; J] = std::array::from_fn(|i| &self.k[task.offsets[j + i]..][..d]);
-            let tile = dots(s, q, k);
-            for (i, row) in tile.iter().enumerate() {
+            let mut k: [&[E]; J] = [&[]; J];
+            for (k, offset) in k.iter_mut().zip(&task.offsets[j..j + J]) {
+                *k = &self.k[*offset..][..d];
+            }
+            for (i, row) in dots(s, &q, &k).iter().enumerate() {
                 task.scores[(first + i) * width + j..][..J].copy_from_slice(row);
             }
             j += J;
         }
         for j in j..keys.end {
-            let tile = dots(s, q, [&self.k[task.offsets[j]..][..d]]);
-            for (i, row) in tile.iter().enumerate() {
+            let k = [&self.k[task.offsets[j]..][..d]];
+            for (i, row) in dots(s, &q, &k).iter().enumerate() {
                 task.scores[(first + i) * width + j] = row[0];
             }
         }
@@ -312,8 +317,8 @@ impl<E: Element> Run<'_, E> {
                 .iter()
                 .fold(0..usize::MAX, |all, keys| all.start.max(keys.start)..all.end.min(keys.end));
             let common = if common.start < common.end { common } else { 0..0 };
-            for i in 0..count {
-                let alone = keys[i].start..common.start.clamp(keys[i].start, keys[i].end);
+            for (i, keys) in keys[..count].iter().enumerate() {
+                let alone = keys.start..common.start.clamp(keys.start, keys.end);
                 self.weigh::<S, 1>(s, first + i, alone);
             }
             match count {
@@ -326,8 +331,8 @@ impl<E: Element> Run<'_, E> {
                 2 => self.weigh::<S, 2>(s, first, common.clone()),
                 _ => self.weigh::<S, 1>(s, first, common.clone()),
             }
-            for i in 0..count {
-                let alone = common.end.clamp(keys[i].start, keys[i].end)..keys[i].end;
+            for (i, keys) in keys[..count].iter().enumerate() {
+                let alone = common.end.clamp(keys.start, keys.end)..keys.end;
                 self.weigh::<S, 1>(s, first + i, alone);
             }
         }
@@ -365,9 +370,11 @@ impl<E: Element> Run<'_, E> {
         from: usize,
     ) -> usize {
         let (task, column) = (&mut self.task, from * LANES);
-        let width = D * LANES.min(task.cache.head_dim - column);
-        let weights: [&[f32]; Q] =
-            std::array::from_fn(|i| &task.scores[(first + i) * task.score_width..][keys.clone()]);
+        let end = (column + D * LANES).min(task.cache.head_dim);
+        let mut weights: [&[f32]; Q] = [&[]; Q];
+        for (i, weights) in weights.iter_mut().enumerate() {
+            *weights = &task.scores[(first + i) * task.score_width..][keys.clone()];
+        }
         let mut sums = [0f32; Q];
         let mut out = [[s.splat(0.0); D]; Q];
         for (i, out) in out.iter_mut().enumerate() {
@@ -378,7 +385,6 @@ impl<E: Element> Run<'_, E> {
             }
         }
         for (j, offset) in task.offsets[keys.clone()].iter().enumerate() {
-            let end = (column + width).min(task.cache.head_dim);
             let v = load_vectors::<S, E, D>(s, &self.v[offset + column..offset + end]);
             for i in 0..Q {
                 let weight = weights[i][j];
@@ -426,56 +432,86 @@ impl<E: Element> Run<'_, E> {
     }
 }
 
-/// Dot products of queries (padded) and keys.
+/// Dot products of queries (padded) and keys. No closures over lanes here: what the compiler does
+/// not inline runs without the instruction set.
 #[inline(always)]
 fn dots<S: Simd, E: Element, const Q: usize, const J: usize>(
     s: S,
-    q: [&[f32]; Q],
-    k: [&[E]; J],
+    q: &[&[[f32; LANES]]; Q],
+    k: &[&[E]; J],
 ) -> [[f32; J]; Q] {
-    let q = q.map(|q| q.as_chunks::<LANES>().0);
     let whole = k[0].len() / LANES;
+    let mut chunks: [&[[E; LANES]]; J] = [&[]; J];
+    for (chunks, k) in chunks.iter_mut().zip(k) {
+        *chunks = &k.as_chunks().0[..whole];
+    }
+    let mut heads: [&[[f32; LANES]]; Q] = [&[]; Q];
+    for (head, q) in heads.iter_mut().zip(q) {
+        *head = &q[..whole];
+    }
     let mut sums = [[s.splat(0.0); J]; Q];
-    let chunks = k.map(|k| &k.as_chunks::<LANES>().0[..whole]);
-    let heads = q.map(|q| &q[..whole]);
     for c in 0..whole {
-        let keys: [S::V; J] = std::array::from_fn(|j| E::load(s, &chunks[j][c]));
-        for (sums, q) in sums.iter_mut().zip(heads) {
-            let q = s.load(&q[c]);
-            for (sum, k) in sums.iter_mut().zip(keys) {
-                *sum = s.mul_add(q, k, *sum);
-            }
+        let mut keys = [s.splat(0.0); J];
+        for (key, chunks) in keys.iter_mut().zip(&chunks) {
+            *key = E::load(s, &chunks[c]);
         }
+        add_products(s, &mut sums, &heads, c, &keys);
     }
     if whole * LANES < k[0].len() {
-        let keys: [S::V; J] = std::array::from_fn(|j| E::load(s, &padded(&k[j][whole * LANES..])));
-        for (sums, q) in sums.iter_mut().zip(q) {
-            let q = s.load(&q[whole]);
-            for (sum, k) in sums.iter_mut().zip(keys) {
-                *sum = s.mul_add(q, k, *sum);
-            }
+        let mut keys = [s.splat(0.0); J];
+        for (key, k) in keys.iter_mut().zip(k) {
+            *key = E::load(s, &padded(&k[whole * LANES..]));
+        }
+        add_products(s, &mut sums, q, whole, &keys);
+    }
+    let mut dots = [[0.0; J]; Q];
+    if Q * J == LANES {
+        let mut flat = [s.splat(0.0); LANES];
+        for (flat, sum) in flat.iter_mut().zip(sums.as_flattened()) {
+            *flat = *sum;
+        }
+        dots.as_flattened_mut().copy_from_slice(&s.reduce_all(flat));
+    } else {
+        for (dot, sum) in dots.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+            *dot = s.reduce(*sum);
         }
     }
-    if Q * J == LANES {
-        let flat: [S::V; LANES] = std::array::from_fn(|i| sums[i / J % Q][i % J]);
-        let flat = s.reduce_all(flat);
-        return std::array::from_fn(|i| std::array::from_fn(|j| flat[(i * J + j) % LANES]));
+    dots
+}
+
+/// Chunk `c` of the queries times a chunk of the keys.
+#[inline(always)]
+fn add_products<S: Simd, const Q: usize, const J: usize>(
+    s: S,
+    sums: &mut [[S::V; J]; Q],
+    q: &[&[[f32; LANES]]; Q],
+    c: usize,
+    keys: &[S::V; J],
+) {
+    for (sums, q) in sums.iter_mut().zip(q) {
+        let q = s.load(&q[c]);
+        for (sum, key) in sums.iter_mut().zip(keys) {
+            *sum = s.mul_add(q, *key, *sum);
+        }
     }
-    sums.map(|sums| sums.map(|sum| s.reduce(sum)))
 }
 
 /// `D` vectors out of a head's values; the last one may be padded.
 #[inline(always)]
 fn load_vectors<S: Simd, E: Element, const D: usize>(s: S, values: &[E]) -> [S::V; D] {
     let (chunks, tail) = values.as_chunks::<LANES>();
-    if tail.is_empty() {
-        let chunks: &[[E; LANES]; D] = chunks.try_into().expect("D vectors are asked for");
-        return std::array::from_fn(|i| E::load(s, &chunks[i]));
+    let mut vectors = [s.splat(0.0); D];
+    if chunks.len() == D {
+        for (vector, chunk) in vectors.iter_mut().zip(chunks) {
+            *vector = E::load(s, chunk);
+        }
+        return vectors;
     }
-    std::array::from_fn(|i| match chunks.get(i) {
-        Some(chunk) => E::load(s, chunk),
-        None => E::load(s, &padded(tail)),
-    })
+    for (vector, chunk) in vectors.iter_mut().zip(chunks) {
+        *vector = E::load(s, chunk);
+    }
+    vectors[D - 1] = E::load(s, &padded(tail));
+    vectors
 }
 
 /// Scales, caps, and turns scores into weights; returns the maximum that was taken off.

@@ -35,6 +35,9 @@ impl Case {
     }
 }
 
+/// K as stored (not rotated back), V, the position it was stored at.
+type Key = (Vec<f32>, Vec<f32>, u32);
+
 /// A case as tensors. Every row that no key was stored in is NaN.
 struct Built {
     op: PagedAttention,
@@ -42,8 +45,8 @@ struct Built {
     k: Tensor,
     v: Tensor,
     shape: CacheShape,
-    /// Per sequence, key by key: K as stored (not rotated back), V, stored position.
-    keys: Vec<Vec<(Vec<f32>, Vec<f32>, u32)>>,
+    /// Per sequence, key by key.
+    keys: Vec<Vec<Key>>,
 }
 
 fn table(d: usize, positions: usize) -> Arc<RotaryTable> {

@@ -170,23 +170,24 @@ mod wide {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn reduce_all(v: [__m512; LANES]) -> [f32; LANES] {
-        let eights: [__m512; 8] = std::array::from_fn(|i| {
+        let mut eights = [v[0]; 8];
+        for (i, eight) in eights.iter_mut().enumerate() {
             let (a, b) = (v[2 * i], v[2 * i + 1]);
-            let (low, high) =
-                (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
-            _mm512_add_ps(low, high)
-        });
-        let fours: [__m512; 4] = std::array::from_fn(|i| {
+            let low = _mm512_shuffle_f32x4::<0x44>(a, b);
+            *eight = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xEE>(a, b));
+        }
+        let mut fours = [v[0]; 4];
+        for (i, four) in fours.iter_mut().enumerate() {
             let (a, b) = (eights[2 * i], eights[2 * i + 1]);
-            let (low, high) =
-                (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b));
-            _mm512_add_ps(low, high)
-        });
-        let twos: [__m512; 2] = std::array::from_fn(|i| {
+            let low = _mm512_shuffle_f32x4::<0x88>(a, b);
+            *four = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xDD>(a, b));
+        }
+        let mut twos = [v[0]; 2];
+        for (i, two) in twos.iter_mut().enumerate() {
             let (a, b) = (fours[2 * i], fours[2 * i + 1]);
-            let (low, high) = (_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b));
-            _mm512_add_ps(low, high)
-        });
+            let low = _mm512_shuffle_ps::<0x44>(a, b);
+            *two = _mm512_add_ps(low, _mm512_shuffle_ps::<0xEE>(a, b));
+        }
         let low = _mm512_shuffle_ps::<0x88>(twos[0], twos[1]);
         let high = _mm512_shuffle_ps::<0xDD>(twos[0], twos[1]);
         // Lane 4 i + j of the sum belongs to vector 4 j + i.
@@ -243,7 +244,8 @@ mod pair {
         let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
         let low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(bits));
         let high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(bits));
-        [low, high].map(|half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half)))
+        let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low));
+        [low, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
     }
 
     #[inline]
@@ -267,17 +269,21 @@ mod pair {
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn power_halves(t: Pair) -> (Pair, Pair) {
+        let (low, high) = (power_halves_of(t[0]), power_halves_of(t[1]));
+        ([low.0, high.0], [low.1, high.1])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn power_halves_of(t: __m256) -> (__m256, __m256) {
         let rounding = _mm256_castps_si256(_mm256_set1_ps(ROUNDING));
         let one = _mm256_castps_si256(_mm256_set1_ps(1.0));
-        let halves = t.map(|t| {
-            let n = _mm256_sub_epi32(_mm256_castps_si256(t), rounding);
-            let first = _mm256_srai_epi32::<1>(n);
-            let second = _mm256_sub_epi32(n, first);
-            let first = _mm256_add_epi32(one, _mm256_slli_epi32::<23>(first));
-            let second = _mm256_add_epi32(one, _mm256_slli_epi32::<23>(second));
-            (_mm256_castsi256_ps(first), _mm256_castsi256_ps(second))
-        });
-        ([halves[0].0, halves[1].0], [halves[0].1, halves[1].1])
+        let n = _mm256_sub_epi32(_mm256_castps_si256(t), rounding);
+        let first = _mm256_srai_epi32::<1>(n);
+        let second = _mm256_sub_epi32(n, first);
+        let first = _mm256_add_epi32(one, _mm256_slli_epi32::<23>(first));
+        let second = _mm256_add_epi32(one, _mm256_slli_epi32::<23>(second));
+        (_mm256_castsi256_ps(first), _mm256_castsi256_ps(second))
     }
 
     #[inline]
