@@ -1,0 +1,264 @@
+//! A conversation, and the prompt that asks for its next answer.
+//!
+//! The template renders the whole conversation; its segments' ids are the prompt. Where an
+//! answer was generated here, its own ids are kept instead of those its text would get now, so
+//! that its KV is found again. When the room is too small the oldest exchanges are left out, as
+//! few as possible, never the system text nor the last message.
+//!
+//! Pure: knows a tokenizer and a template, no engine, no clock and no storage.
+
+use strand_models::{
+    ChatTemplate, Conversation as Messages, Message, SegmentKind, TemplateSegment, Tokenizer,
+};
+
+use crate::error::Error;
+use crate::request::Segment;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    User,
+    Assistant,
+}
+
+impl Role {
+    /// As templates spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One message of the conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    pub role: Role,
+    pub text: String,
+    /// Of an answer made here: what opened it and what was generated.
+    ids: Vec<u32>,
+}
+
+/// System text and turns.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conversation {
+    system: Option<String>,
+    turns: Vec<Turn>,
+    /// What a template that asks for the date is told.
+    date: Option<String>,
+}
+
+/// What to send to the engine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    pub segments: Vec<Segment>,
+    /// The tokens that open the answer, the last of the prompt.
+    pub opening: Vec<u32>,
+    /// How many of the oldest turns are left out.
+    pub dropped_turns: usize,
+}
+
+impl Prompt {
+    pub fn tokens(&self) -> usize {
+        self.segments.iter().map(|segment| segment.tokens.len()).sum()
+    }
+}
+
+impl Conversation {
+    /// `date` is `YYYY-MM-DD`, for templates that print one.
+    pub fn new(date: Option<String>) -> Self {
+        Self { date, ..Self::default() }
+    }
+
+    /// Holds for the whole conversation, what was said before included.
+    pub fn set_system(&mut self, text: Option<String>) {
+        self.system = text;
+    }
+
+    pub fn system(&self) -> Option<&str> {
+        self.system.as_deref()
+    }
+
+    pub fn turns(&self) -> &[Turn] {
+        &self.turns
+    }
+
+    pub fn push_user(&mut self, text: impl Into<String>) {
+        self.turns.push(Turn { role: Role::User, text: text.into(), ids: Vec::new() });
+    }
+
+    /// Adds the answer to [`Prompt`]: what opened it, its ids, its text.
+    pub fn push_answer(&mut self, opening: &[u32], ids: &[u32], text: impl Into<String>) {
+        let ids = [opening, ids].concat();
+        self.turns.push(Turn { role: Role::Assistant, text: text.into(), ids });
+    }
+
+    /// Takes the last turn back.
+    pub fn pop(&mut self) -> Option<Turn> {
+        self.turns.pop()
+    }
+
+    /// Forgets the turns; the system text stays.
+    pub fn clear(&mut self) {
+        self.turns.clear();
+    }
+
+    /// The prompt for the next answer, in at most `room` tokens.
+    pub fn prompt(
+        &self,
+        template: &ChatTemplate,
+        tokenizer: &Tokenizer,
+        room: usize,
+    ) -> Result<Prompt, Error> {
+        let mut dropped = 0;
+        loop {
+            let rest = &self.turns[dropped..];
+            let segments = self.segments(rest, template, tokenizer)?;
+            let tokens: usize = segments.iter().map(|segment| segment.ids.len()).sum();
+            if tokens <= room {
+                return Ok(into_prompt(segments, dropped));
+            }
+            let sizes = turn_sizes(&segments, rest, usize::from(self.system.is_some()));
+            let Some(more) = oldest_to_drop(&sizes, tokens - room) else {
+                let last = sizes.iter().rposition(|turn| turn.0 == Role::User).unwrap_or(0);
+                let message: usize = sizes[last..].iter().map(|turn| turn.1).sum();
+                let turns: usize = sizes.iter().map(|turn| turn.1).sum();
+                return Err(Error::ConversationTooLong { header: tokens - turns, message, room });
+            };
+            dropped += more;
+        }
+    }
+
+    fn segments(
+        &self,
+        turns: &[Turn],
+        template: &ChatTemplate,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<TemplateSegment>, Error> {
+        let system = self.system.iter().map(|text| Message::new("system", text));
+        let said = turns.iter().map(|turn| Message::new(turn.role.as_str(), &turn.text));
+        let messages = Messages {
+            messages: system.chain(said).collect(),
+            add_generation_prompt: true,
+            date: self.date.clone(),
+            ..Messages::default()
+        };
+        let mut segments = template.segments(tokenizer, &messages)?;
+        let first = usize::from(self.system.is_some());
+        for segment in &mut segments {
+            let one = segment.messages.len() == 1 && segment.messages.start >= first;
+            if segment.kind == SegmentKind::Turn && one {
+                let turn = &turns[segment.messages.start - first];
+                let bytes_of = |id| tokenizer.token_bytes(id);
+                if let Some(ids) = with_generated(&segment.ids, &turn.ids, bytes_of) {
+                    segment.ids = ids;
+                }
+            }
+        }
+        Ok(segments)
+    }
+}
+
+fn into_prompt(segments: Vec<TemplateSegment>, dropped_turns: usize) -> Prompt {
+    let opening = match segments.last() {
+        Some(last) if last.kind == SegmentKind::GenerationPrompt => last.ids.clone(),
+        _ => Vec::new(),
+    };
+    let segments = segments.into_iter().map(|segment| Segment { tokens: segment.ids }).collect();
+    Prompt { segments, opening, dropped_turns }
+}
+
+/// Tokens of each turn; those of a segment that holds several count for its first.
+fn turn_sizes(
+    segments: &[TemplateSegment],
+    turns: &[Turn],
+    first_turn: usize,
+) -> Vec<(Role, usize)> {
+    let mut sizes: Vec<(Role, usize)> = turns.iter().map(|turn| (turn.role, 0)).collect();
+    for segment in segments.iter().filter(|segment| segment.kind == SegmentKind::Turn) {
+        if let Some(turn) = sizes.get_mut(segment.messages.start.saturating_sub(first_turn)) {
+            turn.1 += segment.ids.len();
+        }
+    }
+    sizes
+}
+
+/// The fewest turns whose leaving frees `excess` tokens and lets a user begin; `None` if the last
+/// message would have to go too.
+fn oldest_to_drop(turns: &[(Role, usize)], excess: usize) -> Option<usize> {
+    let mut freed = 0;
+    for (index, &(role, tokens)) in turns.iter().enumerate() {
+        if index > 0 && role == Role::User && freed >= excess {
+            return Some(index);
+        }
+        freed += tokens;
+    }
+    None
+}
+
+/// The rendered ids with the `generated` ones in place of those that spell the same bytes; `None`
+/// where the rendering doesn't begin with these bytes or has no token border behind them.
+fn with_generated(
+    rendered: &[u32],
+    generated: &[u32],
+    bytes_of: impl Fn(u32) -> Option<Vec<u8>>,
+) -> Option<Vec<u32>> {
+    let mut left: Vec<u8> = Vec::new();
+    for &id in generated {
+        left.extend(bytes_of(id)?);
+    }
+    let mut left = left.as_slice();
+    let mut covered = 0;
+    while !left.is_empty() {
+        left = left.strip_prefix(bytes_of(*rendered.get(covered)?)?.as_slice())?;
+        covered += 1;
+    }
+    Some([generated, &rendered[covered..]].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USER: Role = Role::User;
+    const ASSISTANT: Role = Role::Assistant;
+
+    #[test]
+    fn the_fewest_oldest_exchanges_are_dropped() {
+        let turns = [(USER, 10), (ASSISTANT, 20), (USER, 5), (ASSISTANT, 5), (USER, 8)];
+        assert_eq!(oldest_to_drop(&turns, 1), Some(2));
+        assert_eq!(oldest_to_drop(&turns, 30), Some(2));
+        assert_eq!(oldest_to_drop(&turns, 31), Some(4));
+        assert_eq!(oldest_to_drop(&turns, 40), Some(4));
+        assert_eq!(oldest_to_drop(&turns, 41), None);
+        assert_eq!(oldest_to_drop(&[(USER, 10)], 1), None);
+        assert_eq!(oldest_to_drop(&[], 1), None);
+    }
+
+    /// One byte a token, and 100 + n for n times `a`.
+    fn bytes_of(id: u32) -> Option<Vec<u8>> {
+        Some(match id {
+            100.. => vec![b'a'; id as usize - 100],
+            _ => vec![id as u8],
+        })
+    }
+
+    #[test]
+    fn generated_ids_stand_for_the_text_they_spell() {
+        // rendered: < aaa > newline; generated: < a aa >
+        let rendered = [60, 103, 62, 10];
+        let kept = with_generated(&rendered, &[60, 101, 102, 62], bytes_of);
+        assert_eq!(kept, Some(vec![60, 101, 102, 62, 10]));
+        // nothing generated changes nothing
+        assert_eq!(with_generated(&rendered, &[], bytes_of), Some(rendered.to_vec()));
+    }
+
+    #[test]
+    fn ids_that_spell_something_else_are_not_kept() {
+        let rendered = [60, 103, 62, 10];
+        assert_eq!(with_generated(&rendered, &[60, 104, 62], bytes_of), None);
+        assert_eq!(with_generated(&rendered, &[60, 101], bytes_of), None, "no border there");
+        assert_eq!(with_generated(&rendered, &[60, 103, 62, 10, 10], bytes_of), None);
+        assert_eq!(with_generated(&rendered, &[60, 7], |id| (id != 7).then(|| vec![60])), None);
+    }
+}
