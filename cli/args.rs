@@ -1,0 +1,350 @@
+//! What can be asked on the command line, and what each value means to the engine.
+//!
+//! Values are checked here, before anything is loaded, and a refusal names the flag. Defaults
+//! live where they are used (`EngineConfig`, the model's generation_config); this file only
+//! repeats them in the help by asking for them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use strand_engine::EngineConfig;
+use strand_kernels::{KvDtype, WeightDtype};
+
+use crate::byte_size;
+
+/// Flags under these headings can also be given by environment and file.
+pub const ENGINE: &str = "Engine options";
+pub const SAMPLING: &str = "Sampling options";
+pub const COMMON: &str = "Common options";
+
+/// An inference engine for decoder-only language models.
+///
+/// Every engine, sampling and common option can also be given as an environment variable
+/// (--block-size as STRAND_BLOCK_SIZE) or in a TOML file (block-size = 16) named by --config.
+/// A flag wins over the environment, the environment over the file, the file over the default.
+#[derive(Debug, Parser)]
+#[command(name = "strand", version, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = COMMON)]
+pub struct CommonArgs {
+    /// Read options from this TOML file [env: STRAND_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where history is kept [default: $XDG_DATA_HOME/strand]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    pub data_dir: Option<PathBuf>,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on standard error
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Chat in the terminal, or answer each line of standard input
+    Chat(Box<ChatArgs>),
+    /// Continue one prompt
+    Generate(Box<GenerateArgs>),
+    /// Measure speed
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// List, download and describe models
+    #[command(subcommand)]
+    Models(ModelsCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// A folder, a .gguf file or a hub id [default: the bundled demo model]
+    pub model: Option<String>,
+    /// System text to start with
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// A folder, a .gguf file or a hub id [default: the bundled demo model]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// Apply the model's chat template: the prompt is the user's message
+    #[arg(long, conflicts_with = "prompt_ids")]
+    pub chat: bool,
+    /// System text before the user's message
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// Report log-probabilities of the prompt with N alternatives (with --json)
+    #[arg(long, value_name = "N", requires = "json")]
+    pub prompt_logprobs: Option<u32>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct PromptArgs {
+    /// Raw text to continue
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// Token ids to continue; needs no tokenizer
+    #[arg(long, value_name = "IDS", value_delimiter = ',', allow_negative_numbers = true)]
+    pub prompt_ids: Option<Vec<u32>>,
+    /// Read the prompt from a UTF-8 file
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = ENGINE)]
+pub struct EngineArgs {
+    /// Where to compute: auto or cpu
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    pub device: Device,
+    /// Type of the weights; auto takes what is stored
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+    /// Type of the KV cache; auto takes that of the weights
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = Dtype::Auto)]
+    pub kv_dtype: Dtype,
+    /// Tokens in a KV block
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().block_size,
+          value_parser = parse_positive, allow_negative_numbers = true)]
+    pub block_size: usize,
+    /// Memory for KV, as 2GiB [default: up to half of what is free]
+    #[arg(long, value_name = "BYTES", value_parser = byte_size::parse,
+          allow_negative_numbers = true)]
+    pub kv_memory: Option<u64>,
+    /// Sequences in a step
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_num_seqs,
+          value_parser = parse_positive, allow_negative_numbers = true)]
+    pub max_num_seqs: usize,
+    /// Tokens in a step
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_num_batched_tokens,
+          value_parser = parse_positive, allow_negative_numbers = true)]
+    pub max_num_batched_tokens: usize,
+    /// Tokens in a sequence, prompt and answer [default: the model's, at most 32768]
+    #[arg(long, value_name = "N", value_parser = parse_positive, allow_negative_numbers = true)]
+    pub max_model_len: Option<usize>,
+    /// Threads that compute [default: one a core]
+    #[arg(long, value_name = "N", value_parser = parse_positive, allow_negative_numbers = true)]
+    pub threads: Option<usize>,
+}
+
+// No doc comment: clap would show it in place of the command's own.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = SAMPLING)]
+pub struct SamplingArgs {
+    /// Randomness; 0 takes the likeliest token [default: the model's, else 1]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Keep the K likeliest tokens; 0 keeps all [default: the model's, else all]
+    #[arg(long, value_name = "K", value_parser = parse_top_k, allow_negative_numbers = true)]
+    pub top_k: Option<u32>,
+    /// Keep the likeliest tokens that add up to P [default: the model's, else 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Keep tokens at least P times as likely as the likeliest [default: the model's, else 0]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Divide the logits of tokens seen before [default: the model's, else 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// Subtract from the logits of tokens in the answer [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Subtract for each occurrence in the answer [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Longest answer in tokens [default: the room left]
+    #[arg(long, value_name = "N", value_parser = parse_positive, allow_negative_numbers = true)]
+    pub max_tokens: Option<usize>,
+    /// Text that ends the answer; may be given more than once
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Go on past the model's stop tokens
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Seed of the draws [default: another in every run]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Report each token's log-probability with N alternatives (with --json)
+    #[arg(long, value_name = "N", requires = "json")]
+    pub logprobs: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Many random requests at once: tokens per second, memory
+    Throughput(Box<ThroughputArgs>),
+    /// Time to the first token and between tokens, by batch size and prompt length
+    Latency(Box<LatencyArgs>),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchModelArgs {
+    /// A folder, a .gguf file or a hub id [default: the bundled demo model]
+    pub model: Option<String>,
+    /// Random weights in the shape of a preset (qwen3-0.6b, llama-3.2-1b) or a config.json
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub random_weights: Option<String>,
+    /// A note on what this run is compared with; printed with the results
+    #[arg(long, value_name = "NOTE")]
+    pub vs: Option<String>,
+    /// Seed of the workload and of the random weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// The workload of nano-vLLM's bench.py: random token ids, all requests at once, no stop tokens.
+///
+/// Every number of it can be set. Prefill and decode speed are tokens over the seconds the
+/// engine spent on them; a step that did both is divided by its share of tokens.
+#[derive(Debug, Args)]
+pub struct ThroughputArgs {
+    /// Requests
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub num_seqs: usize,
+    /// Shortest prompt in tokens
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub min_input_len: usize,
+    /// Longest prompt in tokens
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub max_input_len: usize,
+    /// Shortest answer in tokens
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub min_output_len: usize,
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub max_output_len: usize,
+    /// Randomness of the draws
+    #[arg(long, value_name = "T", default_value_t = 0.6, allow_negative_numbers = true)]
+    pub temperature: f32,
+    // Last: its headings hold for what follows.
+    #[command(flatten)]
+    pub model: BenchModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LatencyArgs {
+    /// Requests at the same time, one table row each
+    #[arg(long, value_name = "N,...", default_value = "1,2,4,8", value_delimiter = ',',
+          value_parser = parse_positive, allow_negative_numbers = true)]
+    pub batch_sizes: Vec<usize>,
+    /// Tokens in each prompt, one table row each
+    #[arg(long, value_name = "N,...", default_value = "128,512", value_delimiter = ',',
+          value_parser = parse_positive, allow_negative_numbers = true)]
+    pub prompt_lens: Vec<usize>,
+    /// Tokens in each answer
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub output_len: usize,
+    /// Runs of each row; the table shows figures over all of them
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub repeats: usize,
+    // Last: its headings hold for what follows.
+    #[command(flatten)]
+    pub model: BenchModelArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// The bundled model and what the hub's cache holds
+    List,
+    /// Download a model into the hub's cache
+    Pull {
+        /// A hub id like Qwen/Qwen3-0.6B
+        id: String,
+    },
+    /// Architecture, sizes, types and files of a model
+    Show {
+        /// A folder, a .gguf file or a hub id [default: the bundled demo model]
+        model: Option<String>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    Auto,
+    Cpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Dtype {
+    pub fn weights(self) -> Option<WeightDtype> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(WeightDtype::F32),
+            Self::Bf16 => Some(WeightDtype::Bf16),
+            Self::F16 => Some(WeightDtype::F16),
+        }
+    }
+
+    pub fn kv(self) -> Option<KvDtype> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(KvDtype::F32),
+            Self::Bf16 => Some(KvDtype::Bf16),
+            Self::F16 => Some(KvDtype::F16),
+        }
+    }
+}
+
+/// Refuses what this build can't do, so the text is an error of usage.
+fn parse_device(text: &str) -> Result<Device, String> {
+    let number = match text.split_once(':') {
+        None if text == "auto" => return Ok(Device::Auto),
+        None if text == "cpu" => return Ok(Device::Cpu),
+        None if text == "cuda" => Ok(0),
+        Some(("cuda", number)) => number.parse::<usize>(),
+        _ => return Err("expected auto, cpu or cuda[:N]".to_owned()),
+    };
+    let number = number.map_err(|_| "expected a device number after cuda:".to_owned())?;
+    Err(format!("cuda:{number} is not built into this program; use auto or cpu"))
+}
+
+fn parse_positive(text: &str) -> Result<usize, String> {
+    let number: i128 = text.trim().parse().map_err(|_| "expected a whole number".to_owned())?;
+    if number < 1 {
+        return Err("must be at least 1".to_owned());
+    }
+    usize::try_from(number).map_err(|_| "is too large".to_owned())
+}
+
+/// 0 and -1 keep every token, as in vLLM.
+fn parse_top_k(text: &str) -> Result<u32, String> {
+    match text.trim() {
+        "-1" => Ok(0),
+        other => other.parse().map_err(|_| "expected a whole number, 0 keeps all".to_owned()),
+    }
+}

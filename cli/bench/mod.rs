@@ -1,0 +1,124 @@
+//! The harness: workloads, clocks, and what is printed about them.
+//!
+//! Every bench prints a table for people and ends with one line of JSON, to standard output.
+//! Workloads are a function of the seed. Nothing here changes how the engine works.
+
+pub mod latency;
+pub mod statistics;
+pub mod throughput;
+mod workload;
+
+use std::fs;
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use strand_engine::{EngineConfig, EngineHandle};
+use strand_models::{ModelSource, PRESETS};
+
+use crate::args::{BenchModelArgs, CommonArgs};
+use crate::load;
+
+/// A started engine and how to name it in the results.
+struct Bench {
+    engine: EngineHandle,
+    model: String,
+    vs: Option<String>,
+    seed: u64,
+    /// Print the line of JSON alone.
+    json: bool,
+}
+
+impl Bench {
+    /// `max_queue`: requests that will be sent at once.
+    fn start(args: &BenchModelArgs, common: &CommonArgs, max_queue: usize) -> Result<Self> {
+        let source = match &args.random_weights {
+            Some(name) => random_weights(name, args.seed)?,
+            None => load::source(args.model.as_deref())?,
+        };
+        let config = load::config(&args.engine);
+        let config = EngineConfig { max_queue: max_queue.max(config.max_queue), ..config };
+        let engine = load::start(&source, &config, common)?;
+        let model = match &args.random_weights {
+            Some(name) => format!("{name} (random weights)"),
+            None => engine.model_name().to_owned(),
+        };
+        let (vs, seed, json) = (args.vs.clone(), args.seed, common.json);
+        Ok(Self { engine, model, vs, seed, json })
+    }
+
+    /// What both benches say about themselves.
+    fn describe(&self) -> Value {
+        let plan = self.engine.plan();
+        json!({
+            "model": self.model,
+            "device": "cpu",
+            "dtype": plan.dtype.name(),
+            "kv_dtype": plan.kv_dtype.name(),
+            "threads": plan.threads,
+            "block_size": plan.block_size,
+            "max_num_seqs": plan.max_num_seqs,
+            "max_num_batched_tokens": plan.max_num_batched_tokens,
+            "seed": self.seed,
+            "vs": self.vs,
+        })
+    }
+}
+
+fn random_weights(name: &str, seed: u64) -> Result<ModelSource> {
+    let config_json = match PRESETS.iter().find(|preset| preset.0 == name) {
+        Some((_, text)) => (*text).to_owned(),
+        None => fs::read_to_string(name)
+            .with_context(|| format!("{name} is no preset, and no config.json to read"))?,
+    };
+    Ok(ModelSource::Random { config_json, seed })
+}
+
+/// Adds the fields of one object behind those of another.
+fn merge(line: &mut Value, own: Value) {
+    let (Value::Object(line), Value::Object(own)) = (line, own) else {
+        unreachable!("both are objects")
+    };
+    line.extend(own);
+}
+
+/// Rows of two columns, the numbers aligned to the right.
+fn print_table(out: &mut impl Write, rows: &[(&str, String)]) -> io::Result<()> {
+    let names = rows.iter().map(|row| row.0.len()).max().unwrap_or(0);
+    let values = rows.iter().map(|row| row.1.chars().count()).max().unwrap_or(0);
+    for (name, value) in rows {
+        writeln!(out, "{name:<names$}  {value:>values$}")?;
+    }
+    Ok(())
+}
+
+/// Most memory this process has held, in bytes, where the system tells.
+fn peak_memory() -> Option<u64> {
+    parse_peak(&fs::read_to_string("/proc/self/status").ok()?)
+}
+
+fn parse_peak(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peak_memory_is_read_from_the_status_file() {
+        let status = "Name:\tstrand\nVmHWM:\t  2048 kB\nVmRSS:\t 1024 kB\n";
+        assert_eq!(parse_peak(status), Some(2 << 20));
+        assert_eq!(parse_peak("Name:\tstrand\n"), None);
+    }
+
+    #[test]
+    fn tables_align_their_numbers() {
+        let mut out = Vec::new();
+        let rows = [("a", "1".to_owned()), ("long name", "23.5".to_owned())];
+        print_table(&mut out, &rows).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "a             1\nlong name  23.5\n");
+    }
+}

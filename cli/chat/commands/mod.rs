@@ -1,0 +1,156 @@
+//! Slash commands: one enum, one table, one file per group.
+//!
+//! Parsing is pure. A command returns what it has to say as a [`Report`], once as text for
+//! people and once as facts for programs, and never prints.
+
+mod conversation;
+mod information;
+
+use anyhow::{Result, anyhow};
+use serde_json::{Map, Value};
+
+use super::Chat;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Empty text removes the system text.
+    System(String),
+    Reset,
+    History,
+    Stats,
+    Model,
+    Help,
+    Quit,
+}
+
+/// A command as `/help` tells it.
+pub struct Entry {
+    pub name: &'static str,
+    pub arguments: &'static str,
+    pub does: &'static str,
+}
+
+pub const TABLE: [Entry; 7] = [
+    Entry {
+        name: "/system",
+        arguments: "<text>",
+        does: "set the system text for the whole conversation (\"\" removes it)",
+    },
+    Entry { name: "/reset", arguments: "", does: "start a new conversation" },
+    Entry { name: "/history", arguments: "", does: "show what was said" },
+    Entry { name: "/stats", arguments: "", does: "show tokens, speed and memory" },
+    Entry { name: "/model", arguments: "", does: "show the model and how it runs" },
+    Entry { name: "/help", arguments: "", does: "show this" },
+    Entry { name: "/quit", arguments: "", does: "leave (also /exit)" },
+];
+
+/// What a command has to say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    pub command: &'static str,
+    /// Lines for people.
+    pub text: String,
+    pub facts: Map<String, Value>,
+}
+
+impl Report {
+    /// `facts` is an object.
+    fn new(command: &'static str, text: impl Into<String>, facts: Value) -> Self {
+        let Value::Object(facts) = facts else { unreachable!("facts are an object") };
+        Self { command, text: text.into(), facts }
+    }
+}
+
+/// Reads a line that begins with a slash; `None` for any other.
+pub fn parse(line: &str) -> Option<Result<Command>> {
+    let line = line.trim();
+    line.starts_with('/').then(|| {
+        let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        known(name, rest.trim())
+    })
+}
+
+fn known(name: &str, rest: &str) -> Result<Command> {
+    let name = if name == "/exit" { "/quit" } else { name };
+    let Some(entry) = TABLE.iter().find(|entry| entry.name == name) else {
+        return Err(anyhow!("Unknown command: {name}\nType /help for available commands"));
+    };
+    if entry.arguments.is_empty() != rest.is_empty() {
+        return Err(usage(entry));
+    }
+    Ok(match entry.name {
+        "/system" => Command::System(if rest == "\"\"" { "" } else { rest }.to_owned()),
+        "/reset" => Command::Reset,
+        "/history" => Command::History,
+        "/stats" => Command::Stats,
+        "/model" => Command::Model,
+        "/help" => Command::Help,
+        "/quit" => Command::Quit,
+        other => unreachable!("{other} is in the table and not in the enum"),
+    })
+}
+
+fn usage(entry: &Entry) -> anyhow::Error {
+    anyhow!("{}", format!("Usage: {} {}", entry.name, entry.arguments).trim_end().to_owned())
+}
+
+impl Command {
+    pub(super) fn obey(&self, chat: &mut Chat) -> Result<Report> {
+        match self {
+            Self::System(text) => Ok(conversation::system(chat, text)),
+            Self::Reset => Ok(conversation::reset(chat)),
+            Self::History => Ok(conversation::history(chat)),
+            Self::Stats => information::stats(chat),
+            Self::Model => Ok(information::model(chat)),
+            Self::Help => Ok(information::help()),
+            Self::Quit => Ok(Report::new("/quit", "", Value::Object(Map::new()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(line).expect("it begins with a slash").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_command_of_the_table_can_be_given() {
+        for entry in &TABLE {
+            let line = if entry.arguments.is_empty() {
+                entry.name.to_owned()
+            } else {
+                format!("{} something", entry.name)
+            };
+            assert!(parsed(&line).is_ok(), "{line}");
+        }
+        assert_eq!(parsed("/exit"), Ok(Command::Quit));
+    }
+
+    #[test]
+    fn a_line_without_a_slash_is_no_command() {
+        assert!(parse("hello /help").is_none());
+        assert!(parse("").is_none());
+    }
+
+    #[test]
+    fn arguments_are_kept_as_written() {
+        assert_eq!(parsed("/system  Be  brief. "), Ok(Command::System("Be  brief.".into())));
+        assert_eq!(parsed("/system a\nb"), Ok(Command::System("a\nb".into())));
+        assert_eq!(parsed("/system \"\""), Ok(Command::System(String::new())));
+    }
+
+    #[test]
+    fn mistakes_are_answered_with_the_way_out() {
+        let unknown = "Unknown command: /x\nType /help for available commands";
+        assert_eq!(parsed("/x y").unwrap_err(), unknown);
+        assert_eq!(
+            parsed("/System y").unwrap_err().lines().next(),
+            Some("Unknown command: /System")
+        );
+        assert_eq!(parsed("/system").unwrap_err(), "Usage: /system <text>");
+        assert_eq!(parsed("/reset now").unwrap_err(), "Usage: /reset");
+    }
+}

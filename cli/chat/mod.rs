@@ -1,0 +1,196 @@
+//! `strand chat`: a conversation with slash commands.
+//!
+//! [`Chat`] is the conversation and what can be done to it; the two loops (`terminal`, `piped`)
+//! only read lines, and `screen` only shows what came of them. A line that fails changes nothing.
+
+mod commands;
+mod piped;
+mod screen;
+mod terminal;
+mod thinking;
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use strand_engine::context::{Conversation, Prompt};
+use strand_engine::{EngineHandle, Request};
+
+use crate::answer::{self, Answer};
+use crate::args::{ChatArgs, CommonArgs, SamplingArgs};
+use crate::interrupt::Interrupt;
+use crate::{Outcome, UsageError, date, load, sampling};
+use commands::Command;
+use screen::{Mode, Screen};
+
+pub fn run(args: ChatArgs, common: &CommonArgs, interrupt: &Interrupt) -> Result<Outcome> {
+    sampling::check(&args.sampling)?;
+    let engine =
+        load::start(&load::source(args.model.as_deref())?, &load::config(&args.engine), common)?;
+    let mut chat = Chat::new(engine, args, interrupt.clone())?;
+    let in_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    match (common.json, in_terminal) {
+        (true, _) => piped::run(&mut chat, Mode::Json),
+        (false, false) => piped::run(&mut chat, Mode::Piped),
+        (false, true) => terminal::run(&mut chat, common),
+    }
+}
+
+/// A conversation with a running model.
+struct Chat {
+    engine: EngineHandle,
+    conversation: Conversation,
+    sampling: SamplingArgs,
+    /// Of the first answer; every further one adds one.
+    seed: u64,
+    interrupt: Interrupt,
+    totals: Totals,
+}
+
+/// What all answers so far have in sum.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    answers: u64,
+    reused_tokens: usize,
+    encoded_tokens: usize,
+    generated_tokens: usize,
+    /// Tokens after the first of each answer, and the time they took.
+    decoded_tokens: usize,
+    decode_time: Duration,
+    /// Tokens of the last prompt and its answer.
+    context_tokens: usize,
+}
+
+impl Chat {
+    fn new(engine: EngineHandle, args: ChatArgs, interrupt: Interrupt) -> Result<Self> {
+        let name = engine.model_name();
+        if engine.tokenizer().is_none() {
+            bail!("{name} has no tokenizer, which chat needs; try generate --prompt-ids");
+        }
+        if engine.chat_template().is_none() {
+            bail!("{name} has no chat template, which chat needs; try generate");
+        }
+        let mut conversation = Conversation::new(date::today());
+        conversation.set_system(args.system);
+        let seed = args.sampling.seed.unwrap_or_else(sampling::any_seed);
+        let (sampling, totals) = (args.sampling, Totals::default());
+        Ok(Self { engine, conversation, sampling, seed, interrupt, totals })
+    }
+
+    /// Carries out one line of input and shows what came of it.
+    fn line(&mut self, line: &str, screen: &mut Screen) -> io::Result<Flow> {
+        let line = line.trim();
+        if line.is_empty() {
+            return Ok(Flow::On);
+        }
+        let Some(command) = commands::parse(line) else {
+            return match self.say(line, screen) {
+                Ok(true) => Ok(Flow::On),
+                Ok(false) => Ok(Flow::Failed),
+                // a reader that went away is no failure of the line
+                Err(error) => match error.downcast::<io::Error>() {
+                    Ok(error) => Err(error),
+                    Err(error) => screen.error(None, &error).map(|()| Flow::Failed),
+                },
+            };
+        };
+        let name = line.split_whitespace().next().unwrap_or(line);
+        match command.and_then(|command| Ok((command.obey(self)?, command))) {
+            Ok((report, command)) => {
+                screen.report(&report)?;
+                Ok(if matches!(command, Command::Quit) { Flow::Quit } else { Flow::On })
+            }
+            Err(error) => screen.error(Some(name), &error).map(|()| Flow::Failed),
+        }
+    }
+
+    /// Asks and shows the answer; false if Ctrl-C ended it.
+    fn say(&mut self, text: &str, screen: &mut Screen) -> Result<bool> {
+        self.conversation.push_user(text);
+        let answered = self.answer(screen);
+        // An answer that was begun counts as said; a question without one was never asked.
+        match &answered {
+            Ok((prompt, answer)) if !answer.token_ids.is_empty() => {
+                let (opening, ids) = (&prompt.opening, &answer.token_ids);
+                self.conversation.push_answer(opening, ids, answer.text.as_str());
+                self.totals.add(answer);
+            }
+            _ => drop(self.conversation.pop()),
+        }
+        Ok(answered?.1.finish_reason.is_some())
+    }
+
+    fn answer(&self, screen: &mut Screen) -> Result<(Prompt, Answer)> {
+        let prompt = self.prompt()?;
+        if prompt.dropped_turns > 0 {
+            screen.note(&format!("the oldest {} turns no longer fit", prompt.dropped_turns))?;
+        }
+        let seed = self.seed.wrapping_add(self.totals.answers);
+        let sampling = SamplingArgs { seed: Some(seed), ..self.sampling.clone() };
+        let request = Request {
+            prompt: prompt.segments.clone(),
+            sampling: sampling::params(&sampling, self.engine.generation_defaults(), seed),
+            limits: sampling::limits(&sampling),
+            priority: 0,
+        };
+        screen.begin(self.opens_thinking(&prompt));
+        let guard = self.interrupt.answering();
+        let answer = answer::ask(&self.engine, request, &self.interrupt, &mut |piece| {
+            screen.piece(piece.text)
+        });
+        drop(guard);
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                screen.cut()?;
+                return Err(error);
+            }
+        };
+        screen.end(&answer, self.engine.tokenizer())?;
+        Ok((prompt, answer))
+    }
+
+    fn prompt(&self) -> Result<Prompt> {
+        let length = self.engine.plan().max_model_len;
+        let kept = self.sampling.max_tokens.unwrap_or((length / 4).clamp(1, 1024));
+        let Some(room) = length.checked_sub(kept).filter(|&room| room > 0) else {
+            let text = format!("--max-tokens {kept} leaves no room in the {length} of the model");
+            return Err(UsageError(text).into());
+        };
+        let template = self.engine.chat_template().expect("checked at start");
+        let tokenizer = self.engine.tokenizer().expect("checked at start");
+        Ok(self.conversation.prompt(template, tokenizer, room)?)
+    }
+
+    /// True for templates that write `<think>` themselves, before the answer begins.
+    fn opens_thinking(&self, prompt: &Prompt) -> bool {
+        let tokenizer = self.engine.tokenizer().expect("checked at start");
+        let opening = tokenizer.decode(&prompt.opening);
+        opening.trim_end().ends_with(thinking::OPEN)
+    }
+}
+
+/// What a loop does after a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    On,
+    /// Go on; the line failed and has said why.
+    Failed,
+    Quit,
+}
+
+impl Totals {
+    fn add(&mut self, answer: &Answer) {
+        self.answers += 1;
+        if let Some(reuse) = answer.reuse {
+            self.reused_tokens += reuse.device;
+            self.encoded_tokens += reuse.encoded;
+        }
+        self.generated_tokens += answer.token_ids.len();
+        if !answer.timings.decode.is_zero() {
+            self.decoded_tokens += answer.token_ids.len() - 1;
+            self.decode_time += answer.timings.decode;
+        }
+        self.context_tokens = answer.prompt_tokens + answer.token_ids.len();
+    }
+}

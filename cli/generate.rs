@@ -1,0 +1,115 @@
+//! `strand generate`: one prompt, one answer.
+//!
+//! Text is printed as it becomes certain. Without a tokenizer the answer is its token ids,
+//! separated by commas as `--prompt-ids` takes them. With `--json` it is one object at the end.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use strand_engine::context::Conversation;
+use strand_engine::{EngineHandle, Limits, Request, Segment};
+
+use crate::answer::{self, Answer, Piece};
+use crate::args::{CommonArgs, GenerateArgs, PromptArgs};
+use crate::interrupt::Interrupt;
+use crate::{Outcome, date, load, sampling};
+
+pub fn run(args: &GenerateArgs, common: &CommonArgs, interrupt: &Interrupt) -> Result<Outcome> {
+    sampling::check(&args.sampling)?;
+    let prompt = read(&args.prompt)?;
+    let engine =
+        load::start(&load::source(args.model.as_deref())?, &load::config(&args.engine), common)?;
+    let request = Request {
+        prompt: segments(&engine, args, prompt)?,
+        sampling: sampling::params(
+            &args.sampling,
+            engine.generation_defaults(),
+            sampling::any_seed(),
+        ),
+        limits: Limits {
+            prompt_logprobs: args.prompt_logprobs,
+            ..sampling::limits(&args.sampling)
+        },
+        priority: 0,
+    };
+    let answer = print(&engine, request, common.json, interrupt)?;
+    Ok(if answer.finish_reason.is_some() { Outcome::Done } else { Outcome::Interrupted })
+}
+
+enum Prompt {
+    Ids(Vec<u32>),
+    Text(String),
+}
+
+fn read(args: &PromptArgs) -> Result<Prompt> {
+    Ok(match args {
+        PromptArgs { prompt_ids: Some(ids), .. } => Prompt::Ids(ids.clone()),
+        PromptArgs { prompt: Some(text), .. } => Prompt::Text(text.clone()),
+        PromptArgs { file: Some(path), .. } => Prompt::Text(read_text(path)?),
+        _ => unreachable!("the group of prompt options is required"),
+    })
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let bytes =
+        fs::read(path).with_context(|| format!("cannot read the prompt {}", path.display()))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        anyhow::anyhow!("the prompt {} is not UTF-8, first at byte {at}", path.display())
+    })
+}
+
+fn segments(engine: &EngineHandle, args: &GenerateArgs, prompt: Prompt) -> Result<Vec<Segment>> {
+    let text = match prompt {
+        Prompt::Ids(tokens) => return Ok(vec![Segment { tokens }]),
+        Prompt::Text(text) => text,
+    };
+    let Some(tokenizer) = engine.tokenizer() else {
+        bail!("{} has no tokenizer; give the prompt with --prompt-ids", engine.model_name());
+    };
+    if !args.chat {
+        return Ok(vec![Segment { tokens: tokenizer.encode(&text)? }]);
+    }
+    let Some(template) = engine.chat_template() else {
+        bail!("{} has no chat template; leave --chat out", engine.model_name());
+    };
+    let mut conversation = Conversation::new(date::today());
+    conversation.set_system(args.system.clone());
+    conversation.push_user(text);
+    // The whole length: the engine says better than the conversation what does not fit.
+    Ok(conversation.prompt(template, tokenizer, usize::MAX)?.segments)
+}
+
+fn print(
+    engine: &EngineHandle,
+    request: Request,
+    json: bool,
+    interrupt: &Interrupt,
+) -> Result<Answer> {
+    let mut out = io::stdout();
+    let (mut first, has_text) = (true, engine.tokenizer().is_some());
+    let mut show = |piece: Piece| {
+        if json {
+            return Ok(());
+        }
+        match piece.token {
+            _ if has_text => out.write_all(piece.text.as_bytes())?,
+            Some(token) if first => write!(out, "{token}")?,
+            Some(token) => write!(out, ",{token}")?,
+            None => {}
+        }
+        first = false;
+        out.flush()
+    };
+    let guard = interrupt.answering();
+    let answer = answer::ask(engine, request, interrupt, &mut show)?;
+    drop(guard);
+    if json {
+        writeln!(out, "{}", answer.to_json(engine.tokenizer()))?;
+    } else {
+        writeln!(out)?;
+    }
+    Ok(answer)
+}
