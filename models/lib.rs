@@ -32,11 +32,7 @@ mod safetensors;
 mod stored;
 mod template_functions;
 mod template_segments;
-#[cfg(test)]
-mod template_tests;
 mod tokenizer;
-#[cfg(test)]
-mod tokenizer_tests;
 mod weights;
 
 pub use chat_template::{ChatTemplate, Content, Conversation, Message};
