@@ -218,6 +218,8 @@ fn with_generated(
 
 #[cfg(test)]
 mod tests {
+    use strand_models::{ModelFiles, ModelSource};
+
     use super::*;
 
     const USER: Role = Role::User;
@@ -260,5 +262,84 @@ mod tests {
         assert_eq!(with_generated(&rendered, &[60, 101], bytes_of), None, "no border there");
         assert_eq!(with_generated(&rendered, &[60, 103, 62, 10, 10], bytes_of), None);
         assert_eq!(with_generated(&rendered, &[60, 7], |id| (id != 7).then(|| vec![60])), None);
+    }
+
+    /// The bundled model's template and tokenizer.
+    fn demo() -> (ChatTemplate, Tokenizer) {
+        let files = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
+        (files.chat_template.expect("it has one"), files.tokenizer.expect("it has one"))
+    }
+
+    fn talk(turns: usize) -> Conversation {
+        let mut talk = Conversation::default();
+        talk.set_system(Some("Be brief.".to_owned()));
+        for turn in 0..turns {
+            talk.push_user(format!("This is question {turn}?"));
+            talk.push_answer(&[], &[], format!("This is answer {turn}."));
+        }
+        talk.push_user("And now?");
+        talk
+    }
+
+    #[test]
+    fn a_prompt_is_the_rendering_cut_at_its_messages() {
+        let (template, tokenizer) = demo();
+        let prompt = talk(1).prompt(&template, &tokenizer, usize::MAX).unwrap();
+        let texts: Vec<String> = prompt
+            .segments
+            .iter()
+            .map(|segment| segment.tokens.iter().map(|&id| tokenizer.token_text(id).unwrap()))
+            .map(Iterator::collect)
+            .collect();
+        let expected = [
+            "<|im_start|>system\nBe brief.<|im_end|>\n",
+            "<|im_start|>user\nThis is question 0?<|im_end|>\n",
+            "<|im_start|>assistant\nThis is answer 0.<|im_end|>\n",
+            "<|im_start|>user\nAnd now?<|im_end|>\n",
+            "<|im_start|>assistant\n",
+        ];
+        assert_eq!(texts, expected);
+        assert_eq!(prompt.opening, prompt.segments[4].tokens);
+        assert_eq!(prompt.dropped_turns, 0);
+    }
+
+    #[test]
+    fn a_smaller_room_holds_fewer_turns_and_always_the_last() {
+        let (template, tokenizer) = demo();
+        let (talk, alone) = (talk(5), talk(0));
+        let all = talk.prompt(&template, &tokenizer, usize::MAX).unwrap().tokens();
+        let least = alone.prompt(&template, &tokenizer, usize::MAX).unwrap();
+        let mut dropped = 0;
+        for room in (least.tokens()..=all).rev() {
+            let prompt = talk.prompt(&template, &tokenizer, room).unwrap();
+            assert!(prompt.tokens() <= room);
+            assert!(prompt.dropped_turns >= dropped && prompt.dropped_turns.is_multiple_of(2));
+            dropped = prompt.dropped_turns;
+        }
+        assert_eq!(dropped, 10);
+        assert_eq!(
+            talk.prompt(&template, &tokenizer, least.tokens()).unwrap().segments,
+            least.segments
+        );
+        let error = talk.prompt(&template, &tokenizer, least.tokens() - 1).unwrap_err();
+        let Error::ConversationTooLong { header, message, room } = error else { panic!("{error}") };
+        assert_eq!((header + message, room), (least.tokens(), least.tokens() - 1));
+    }
+
+    #[test]
+    fn an_answer_keeps_the_ids_it_was_generated_with() {
+        let (template, tokenizer) = demo();
+        let mut talk = talk(0);
+        let before = talk.prompt(&template, &tokenizer, usize::MAX).unwrap();
+        // letter by letter, as no tokenizer would cut it
+        let id = |text: &str| tokenizer.token_to_id(text).expect("it is a token");
+        let spelt = [id("O"), id("k"), id("."), id("<|im_end|>")];
+        talk.push_answer(&before.opening, &spelt, "Ok.");
+        talk.push_user("Why?");
+        let after = talk.prompt(&template, &tokenizer, usize::MAX).unwrap();
+        let turns = before.segments.len() - 1;
+        assert_eq!(after.segments[..turns], before.segments[..turns]);
+        let answer = &after.segments[turns].tokens;
+        assert!(answer.starts_with(&[&before.opening[..], &spelt[..]].concat()), "{answer:?}");
     }
 }
