@@ -104,7 +104,9 @@ pub struct Reuse {
 pub enum Event {
     /// Log-probabilities of the prompt's tokens from the second on, when asked for; in order,
     /// possibly in several pieces.
-    Prompt { logprobs: Vec<TokenLogprobs> },
+    Prompt {
+        logprobs: Vec<TokenLogprobs>,
+    },
     Token {
         choice: u32,
         token: u32,
