@@ -29,6 +29,10 @@ const NARROW_ROWS: usize = 6;
 /// Bytes of packed rows that pass over the weights together: they stay in the L2 cache.
 const CHUNK_BYTES: usize = 512 << 10;
 
+/// Bytes by which weights are asked for ahead of their use: across page borders, where the
+/// processor's own prefetching stops.
+const AHEAD: usize = 4 << 10;
+
 /// Weights of one k for a tile: a cache line or two.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -301,6 +305,10 @@ impl<E: Element> Product<'_, E> {
     ) {
         let mut sums = [[s.splat(0.0); 2]; R];
         for (x, line) in x.as_chunks::<R>().0.iter().zip(tile) {
+            s.prefetch((&raw const line.0).wrapping_byte_add(AHEAD));
+            if size_of_val(line) > 64 {
+                s.prefetch((&raw const line.0).wrapping_byte_add(AHEAD + 64));
+            }
             let weights = [E::load(s, low(&line.0)), E::load(s, high(&line.0))];
             for (sums, x) in sums.iter_mut().zip(x) {
                 let x = s.splat(*x);

@@ -31,6 +31,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 mod fast;
+mod lanes;
 
 const OP: &str = "paged_attention";
 

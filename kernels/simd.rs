@@ -35,6 +35,8 @@ pub(crate) trait Simd: Copy {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Hints that the cache line at `data` will be read; the address need not be valid.
+    fn prefetch<T>(self, data: *const T);
     /// For `t = ROUNDING + n`: two powers of two whose product is 2^n.
     fn power_halves(self, t: Self::V) -> (Self::V, Self::V);
     /// The sum of the lanes: i with i + 8, then + 4, + 2, + 1.
@@ -113,6 +115,8 @@ impl Simd for Portable {
     fn min(self, a: Self::V, b: Self::V) -> Self::V {
         Self::zip(a, b, |a, b| if a < b { a } else { b })
     }
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
     #[inline(always)]
     fn power_halves(self, t: Self::V) -> (Self::V, Self::V) {
         let halves = t.map(crate::math::power_halves);

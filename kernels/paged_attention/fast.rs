@@ -5,15 +5,19 @@
 //! sums in tiles of queries x dimensions; K and V are widened in registers. A task's memory is
 //! a few hundred kilobytes whatever the length of the context.
 
+use super::lanes::{dots, load_vectors, prefetch, soften};
 use super::{PagedAttention, SPLIT, rescale};
 use crate::dtype::Element;
 use crate::isa::Kernel;
-use crate::math::{exp_lanes, padded, tanh_lanes};
 use crate::rope::rotate;
 use crate::simd::{LANES, Simd};
 use crate::threads::Disjoint;
 use crate::view::{CacheShape, Rows};
 use std::ops::Range;
+
+/// Keys by which the caches are asked for ahead of their use: rows lie far apart, where the
+/// processor's own prefetching does not follow.
+const AHEAD: usize = 16;
 
 /// Queries of a task, unless one row has more heads to a KV head.
 const QUERIES: usize = 32;
@@ -286,6 +290,10 @@ impl<E: Element> Run<'_, E> {
             for (k, offset) in k.iter_mut().zip(&task.offsets[j..j + J]) {
                 *k = &self.k[*offset..][..d];
             }
+            if first == 0 {
+                let ahead = &task.offsets[(j + AHEAD).min(keys.end)..(j + AHEAD + J).min(keys.end)];
+                ahead.iter().for_each(|offset| prefetch(s, &self.k[*offset..][..d]));
+            }
             for (i, row) in dots(s, &q, &k).iter().enumerate() {
                 task.scores[(first + i) * width + j..][..J].copy_from_slice(row);
             }
@@ -385,6 +393,9 @@ impl<E: Element> Run<'_, E> {
             }
         }
         for (j, offset) in task.offsets[keys.clone()].iter().enumerate() {
+            if let (0, Some(ahead)) = (first, task.offsets.get(keys.start + j + AHEAD)) {
+                prefetch(s, &self.v[ahead + column..ahead + end]);
+            }
             let v = load_vectors::<S, E, D>(s, &self.v[offset + column..offset + end]);
             for i in 0..Q {
                 let weight = weights[i][j];
@@ -429,124 +440,5 @@ impl<E: Element> Run<'_, E> {
                 *out = out.mul_add(a, next * b);
             }
         }
-    }
-}
-
-/// Dot products of queries (padded) and keys. No closures over lanes here: what the compiler does
-/// not inline runs without the instruction set.
-#[inline(always)]
-fn dots<S: Simd, E: Element, const Q: usize, const J: usize>(
-    s: S,
-    q: &[&[[f32; LANES]]; Q],
-    k: &[&[E]; J],
-) -> [[f32; J]; Q] {
-    let whole = k[0].len() / LANES;
-    let mut chunks: [&[[E; LANES]]; J] = [&[]; J];
-    for (chunks, k) in chunks.iter_mut().zip(k) {
-        *chunks = &k.as_chunks().0[..whole];
-    }
-    let mut heads: [&[[f32; LANES]]; Q] = [&[]; Q];
-    for (head, q) in heads.iter_mut().zip(q) {
-        *head = &q[..whole];
-    }
-    let mut sums = [[s.splat(0.0); J]; Q];
-    for c in 0..whole {
-        let mut keys = [s.splat(0.0); J];
-        for (key, chunks) in keys.iter_mut().zip(&chunks) {
-            *key = E::load(s, &chunks[c]);
-        }
-        add_products(s, &mut sums, &heads, c, &keys);
-    }
-    if whole * LANES < k[0].len() {
-        let mut keys = [s.splat(0.0); J];
-        for (key, k) in keys.iter_mut().zip(k) {
-            *key = E::load(s, &padded(&k[whole * LANES..]));
-        }
-        add_products(s, &mut sums, q, whole, &keys);
-    }
-    let mut dots = [[0.0; J]; Q];
-    if Q * J == LANES {
-        let mut flat = [s.splat(0.0); LANES];
-        for (flat, sum) in flat.iter_mut().zip(sums.as_flattened()) {
-            *flat = *sum;
-        }
-        dots.as_flattened_mut().copy_from_slice(&s.reduce_all(flat));
-    } else {
-        for (dot, sum) in dots.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-            *dot = s.reduce(*sum);
-        }
-    }
-    dots
-}
-
-/// Chunk `c` of the queries times a chunk of the keys.
-#[inline(always)]
-fn add_products<S: Simd, const Q: usize, const J: usize>(
-    s: S,
-    sums: &mut [[S::V; J]; Q],
-    q: &[&[[f32; LANES]]; Q],
-    c: usize,
-    keys: &[S::V; J],
-) {
-    for (sums, q) in sums.iter_mut().zip(q) {
-        let q = s.load(&q[c]);
-        for (sum, key) in sums.iter_mut().zip(keys) {
-            *sum = s.mul_add(q, *key, *sum);
-        }
-    }
-}
-
-/// `D` vectors out of a head's values; the last one may be padded.
-#[inline(always)]
-fn load_vectors<S: Simd, E: Element, const D: usize>(s: S, values: &[E]) -> [S::V; D] {
-    let (chunks, tail) = values.as_chunks::<LANES>();
-    let mut vectors = [s.splat(0.0); D];
-    if chunks.len() == D {
-        for (vector, chunk) in vectors.iter_mut().zip(chunks) {
-            *vector = E::load(s, chunk);
-        }
-        return vectors;
-    }
-    for (vector, chunk) in vectors.iter_mut().zip(chunks) {
-        *vector = E::load(s, chunk);
-    }
-    vectors[D - 1] = E::load(s, &padded(tail));
-    vectors
-}
-
-/// Scales, caps, and turns scores into weights; returns the maximum that was taken off.
-#[inline(always)]
-fn soften<S: Simd>(s: S, scores: &mut [f32], op: &PagedAttention) -> f32 {
-    let (scale, cap) = (s.splat(op.scale), op.soft_cap.map(|cap| s.splat(cap)));
-    let (chunks, tail) = scores.as_chunks_mut::<LANES>();
-    let mut largest = s.splat(f32::NEG_INFINITY);
-    for chunk in chunks.iter_mut() {
-        let x = scaled(s, s.load(chunk), scale, cap);
-        largest = s.max(largest, x);
-        s.store(x, chunk);
-    }
-    let mut last = [f32::NEG_INFINITY; LANES];
-    if !tail.is_empty() {
-        s.store(scaled(s, s.load(&padded(tail)), scale, cap), &mut last);
-        last[tail.len()..].fill(f32::NEG_INFINITY);
-        largest = s.max(largest, s.load(&last));
-    }
-    let mut lanes = [0.0; LANES];
-    s.store(largest, &mut lanes);
-    let max = lanes.iter().fold(f32::NEG_INFINITY, |max, &x| if max > x { max } else { x });
-    for chunk in chunks {
-        s.store(exp_lanes(s, s.sub(s.load(chunk), s.splat(max))), chunk);
-    }
-    s.store(exp_lanes(s, s.sub(s.load(&last), s.splat(max))), &mut last);
-    tail.copy_from_slice(&last[..tail.len()]);
-    max
-}
-
-#[inline(always)]
-fn scaled<S: Simd>(s: S, x: S::V, scale: S::V, cap: Option<S::V>) -> S::V {
-    let x = s.mul(x, scale);
-    match cap {
-        Some(cap) => s.mul(cap, tanh_lanes(s, s.div(x, cap))),
-        None => x,
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! [`Avx2`] and [`Avx512`] are tokens: `detect` alone makes them, so whoever holds one may run
 //! their instructions. That is the proof behind every `unsafe` here.
+//!
+//! Arrays become vectors by `transmute` and not by load intrinsics: these check their pointers in
+//! builds with debug assertions, and the tests generate text.
 
 use super::{LANES, ROUNDING, Simd};
 use crate::isa::Kernel;
 use half::{bf16, f16};
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512(());
@@ -70,6 +74,12 @@ impl Simd for Avx512 {
     type V = __m512;
     const WIDE: bool = true;
 
+    #[inline(always)]
+    fn prefetch<T>(self, data: *const T) {
+        // SAFETY: a hint; the processor ignores addresses it cannot read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(data.cast()) }
+    }
+
     with_token! {
         fn splat(x: f32) -> __m512 = _mm512_set1_ps;
         fn load(x: &[f32; LANES]) -> __m512 = wide::load;
@@ -95,6 +105,12 @@ impl Simd for Avx2 {
     type V = Pair;
     const WIDE: bool = false;
 
+    #[inline(always)]
+    fn prefetch<T>(self, data: *const T) {
+        // SAFETY: a hint; the processor ignores addresses it cannot read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(data.cast()) }
+    }
+
     with_token! {
         fn splat(x: f32) -> Pair = pair::splat;
         fn load(x: &[f32; LANES]) -> Pair = pair::load;
@@ -119,31 +135,31 @@ mod wide {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn load(x: &[f32; LANES]) -> __m512 {
-        // SAFETY: reads 64 bytes, the whole array; no alignment is asked for.
-        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+        // SAFETY: both are sixteen f32.
+        unsafe { transmute::<[f32; LANES], __m512>(*x) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn load_bf16(x: &[bf16; LANES]) -> __m512 {
-        // SAFETY: reads 32 bytes, the whole array; no alignment is asked for.
-        let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        // SAFETY: both are 32 bytes, and any are valid.
+        let bits = unsafe { transmute::<[bf16; LANES], __m256i>(*x) };
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn load_f16(x: &[f16; LANES]) -> __m512 {
-        // SAFETY: reads 32 bytes, the whole array; no alignment is asked for.
-        let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        // SAFETY: both are 32 bytes, and any are valid.
+        let bits = unsafe { transmute::<[f16; LANES], __m256i>(*x) };
         _mm512_cvtph_ps(bits)
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn store(v: __m512, out: &mut [f32; LANES]) {
-        // SAFETY: writes 64 bytes, the whole array; no alignment is asked for.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+        // SAFETY: both are sixteen f32.
+        *out = unsafe { transmute::<__m512, [f32; LANES]>(v) };
     }
 
     #[inline]
@@ -230,18 +246,15 @@ mod pair {
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn load(x: &[f32; LANES]) -> Pair {
-        // SAFETY: reads bytes 0..32 of the array's 64; no alignment is asked for.
-        let low = unsafe { _mm256_loadu_ps(x.as_ptr()) };
-        // SAFETY: `x[8..]` starts 8 floats before the array's end; the load reads those 8.
-        let high = unsafe { _mm256_loadu_ps(x[8..].as_ptr()) };
-        [low, high]
+        // SAFETY: both are sixteen f32.
+        unsafe { transmute::<[f32; LANES], Pair>(*x) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn load_bf16(x: &[bf16; LANES]) -> Pair {
-        // SAFETY: reads 32 bytes, the whole array; no alignment is asked for.
-        let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        // SAFETY: both are 32 bytes, and any are valid.
+        let bits = unsafe { transmute::<[bf16; LANES], __m256i>(*x) };
         let low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(bits));
         let high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(bits));
         let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low));
@@ -251,8 +264,8 @@ mod pair {
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     pub(super) fn load_f16(x: &[f16; LANES]) -> Pair {
-        // SAFETY: reads 32 bytes, the whole array; no alignment is asked for.
-        let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        // SAFETY: both are 32 bytes, and any are valid.
+        let bits = unsafe { transmute::<[f16; LANES], __m256i>(*x) };
         let low = _mm256_cvtph_ps(_mm256_castsi256_si128(bits));
         [low, _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(bits))]
     }
@@ -260,10 +273,8 @@ mod pair {
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn store(v: Pair, out: &mut [f32; LANES]) {
-        // SAFETY: writes bytes 0..32 of the array's 64; no alignment is asked for.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v[0]) };
-        // SAFETY: `out[8..]` starts 8 floats before the array's end; the store writes those 8.
-        unsafe { _mm256_storeu_ps(out[8..].as_mut_ptr(), v[1]) };
+        // SAFETY: both are sixteen f32.
+        *out = unsafe { transmute::<Pair, [f32; LANES]>(v) };
     }
 
     #[inline]
