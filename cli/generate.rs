@@ -4,7 +4,7 @@
 //! separated by commas as `--prompt-ids` takes them. With `--json` it is one object at the end.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -53,8 +53,14 @@ fn read(args: &PromptArgs) -> Result<Prompt> {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    let bytes =
-        fs::read(path).with_context(|| format!("cannot read the prompt {}", path.display()))?;
+    let read = || {
+        let mut bytes = Vec::new();
+        match path.to_str() {
+            Some("-") => io::stdin().read_to_end(&mut bytes).map(|_| bytes),
+            _ => fs::read(path),
+        }
+    };
+    let bytes = read().with_context(|| format!("cannot read the prompt {}", path.display()))?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         anyhow::anyhow!("the prompt {} is not UTF-8, first at byte {at}", path.display())
@@ -63,14 +69,14 @@ fn read_text(path: &Path) -> Result<String> {
 
 fn segments(engine: &EngineHandle, args: &GenerateArgs, prompt: Prompt) -> Result<Vec<Segment>> {
     let text = match prompt {
-        Prompt::Ids(tokens) => return Ok(vec![Segment { tokens }]),
+        Prompt::Ids(tokens) => return Ok(vec![Segment::new(tokens)]),
         Prompt::Text(text) => text,
     };
     let Some(tokenizer) = engine.tokenizer() else {
         bail!("{} has no tokenizer; give the prompt with --prompt-ids", engine.model_name());
     };
     if !args.chat {
-        return Ok(vec![Segment { tokens: tokenizer.encode(&text)? }]);
+        return Ok(vec![Segment::new(tokenizer.encode(&text)?)]);
     }
     let Some(template) = engine.chat_template() else {
         bail!("{} has no chat template; leave --chat out", engine.model_name());

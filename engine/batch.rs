@@ -21,18 +21,20 @@ impl Batch {
     }
 }
 
-/// A run of one sequence's tokens.
+/// A run of one sequence's tokens that see the same segments. A sequence may have several in a
+/// step, in order.
 #[derive(Debug, Clone)]
 pub struct BatchRow {
     pub id: SequenceId,
     pub tokens: Vec<u32>,
-    /// Position of the first of them; the others follow.
+    /// How many keys the first of them sees before its own; the others follow. Also the position
+    /// their keys are rotated at.
     pub start: u32,
     /// Physical KV row of each token: block x block size + offset.
     pub slot_mapping: Vec<u32>,
-    /// All blocks the tokens may see, their own included.
+    /// All blocks the tokens see, their own included.
     pub view: Vec<PageEntry>,
-    /// Present when this run reaches the sequence's last token.
+    /// Present when this run ends in the sequence's last token.
     pub sample: Option<SampleRequest>,
     /// Present when the prompt's own log-probabilities were asked for.
     pub prompt_logprobs: Option<PromptLogprobs>,

@@ -13,7 +13,7 @@ use crate::cache::Layout;
 use crate::config::EnginePlan;
 use crate::error::Error;
 use crate::output::OutputText;
-use crate::request::{Event, FinishReason, Request, Reuse};
+use crate::request::{Event, FinishReason, Request, Reuse, Segment};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::sequence::{RequestId, Rules, Sequence, SequenceId};
 
@@ -184,8 +184,8 @@ impl<R: Runner> Engine<R> {
     /// What was asked for, or all that the model's length and the pool leave.
     fn max_tokens(&self, request: &Request) -> Result<usize, Error> {
         let room = self.plan.max_model_len - request.prompt_tokens();
-        let lens = request.prompt.iter().map(|segment| segment.tokens.len());
-        let prompt_blocks = Layout::new(self.plan.block_size, lens).num_blocks();
+        let segments = request.prompt.iter().map(Segment::layout);
+        let prompt_blocks = Layout::new(self.plan.block_size, segments).num_blocks();
         let last = request.prompt.last().map_or(0, |segment| segment.tokens.len());
         let before = prompt_blocks - last.div_ceil(self.plan.block_size);
         let needed = |tokens: usize| before + (last + tokens).div_ceil(self.plan.block_size);

@@ -1,12 +1,37 @@
 //! What goes in and what comes out: the engine's door.
 
+use crate::cache::{Sees, SegmentLayout};
 use crate::error::Error;
 use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 
 /// One run of the prompt, the unit of reuse. Starts a fresh KV block.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
     pub tokens: Vec<u32>,
+    pub sees: Sees,
+    /// True for a first segment (a BOS token) that chunks see too.
+    pub is_anchor: bool,
+}
+
+impl Segment {
+    /// A segment that sees all before it.
+    pub fn new(tokens: Vec<u32>) -> Self {
+        Self { tokens, sees: Sees::Everything, is_anchor: false }
+    }
+
+    /// The first segment, which even independent chunks see.
+    pub fn anchor(tokens: Vec<u32>) -> Self {
+        Self { is_anchor: true, ..Self::new(tokens) }
+    }
+
+    /// A chunk that sees the anchor and itself.
+    pub fn independent(tokens: Vec<u32>) -> Self {
+        Self { sees: Sees::Anchor, ..Self::new(tokens) }
+    }
+
+    pub(crate) fn layout(&self) -> SegmentLayout {
+        SegmentLayout { len: self.tokens.len(), sees: self.sees, is_anchor: self.is_anchor }
+    }
 }
 
 /// A prompt and what to do with it.
@@ -23,7 +48,7 @@ impl Request {
     /// A request of one segment with default sampling (greedy) and limits.
     pub fn new(tokens: Vec<u32>) -> Self {
         Self {
-            prompt: vec![Segment { tokens }],
+            prompt: vec![Segment::new(tokens)],
             sampling: SamplingParams::default(),
             limits: Limits::default(),
             priority: 0,

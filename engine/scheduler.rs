@@ -5,6 +5,7 @@
 //! back and is computed again later. Pure bookkeeping: no tensors, no clock, no channels.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 
 use strand_kernels::PageEntry;
 
@@ -115,10 +116,10 @@ impl Scheduler {
                 break;
             }
             while let Some(sequence) = self.sequences.get_mut(&rank.1) {
-                let count = (sequence.len() - sequence.computed).min(*budget);
+                let count = sequence.num_todo().min(*budget);
                 if grow(&mut self.blocks, sequence, count) {
                     *budget -= count;
-                    batch.rows.push(row(sequence, count, self.limits.block_size));
+                    batch.rows.extend(rows(sequence, count, self.limits.block_size));
                     break;
                 }
                 let victim = left.pop_back().unwrap_or(rank);
@@ -149,8 +150,8 @@ impl Scheduler {
                 continue;
             }
             let sequence = self.sequences.get_mut(&rank.1).expect("a waiting sequence exists");
-            let cached = acquire_prefix(&mut self.blocks, sequence);
-            let count = (sequence.len() - sequence.computed).min(*budget);
+            let cached = acquire_cached(&mut self.blocks, sequence);
+            let count = sequence.num_todo().min(*budget);
             if !grow(&mut self.blocks, sequence, count) {
                 self.blocks.release(sequence.take_table());
                 break;
@@ -161,7 +162,7 @@ impl Scheduler {
                 self.counters.cached_tokens += cached as u64;
             }
             *budget -= count;
-            batch.rows.push(row(sequence, count, self.limits.block_size));
+            batch.rows.extend(rows(sequence, count, self.limits.block_size));
             self.waiting.remove(&rank);
             self.running.insert(rank);
         }
@@ -170,25 +171,26 @@ impl Scheduler {
     /// Later choices of a request start when the first has computed the prompt they share.
     fn waits_for_first_choice(&self, sequence: &Sequence) -> bool {
         let first = SequenceId(sequence.id.0 - u64::from(sequence.choice));
-        sequence.choice > 0
-            && self.get(first).is_some_and(|first| first.computed < first.prompt_len)
+        sequence.choice > 0 && self.get(first).is_some_and(|first| !first.has_prompt())
     }
 
-    /// Books what a step has computed: complete blocks become findable.
+    /// Books the next `count` tokens of a sequence as computed: blocks that are complete by
+    /// that become findable.
     pub fn computed(&mut self, id: SequenceId, count: usize) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        sequence.computed += count;
-        assert!(sequence.computed <= sequence.len(), "more computed than there is");
-        sequence.reported = sequence.reported.max(sequence.computed.min(sequence.prompt_len - 1));
-        while sequence.named < sequence.table.len() {
-            let block = sequence.named;
-            let tokens = sequence.layout.tokens(block);
-            if tokens.end > sequence.computed || !sequence.layout.is_complete(block) {
-                break;
+        let runs = sequence.next_runs(count);
+        sequence.advance(count);
+        for run in runs {
+            sequence.reported = sequence.reported.max(run.end.min(sequence.prompt_len - 1));
+            let blocks = sequence.layout.block_of(run.start)..sequence.layout.block_of(run.end - 1);
+            for block in blocks.start..=blocks.end {
+                let tokens = sequence.layout.tokens(block);
+                if tokens.end <= run.end && sequence.layout.is_complete(block) {
+                    let hash = sequence.hash(block);
+                    let id = sequence.table[block].expect("computed rows have a block");
+                    self.blocks.seal(id, hash, &sequence.tokens[tokens]);
+                }
             }
-            let hash = sequence.hash(block);
-            self.blocks.seal(sequence.table[block], hash, &sequence.tokens[tokens]);
-            sequence.named += 1;
         }
     }
 
@@ -203,78 +205,107 @@ impl Scheduler {
         assert!(self.running.len() <= self.limits.max_num_seqs);
         for rank in &self.waiting {
             let sequence = &self.sequences[&rank.1];
-            assert!(sequence.table.is_empty() && sequence.computed == 0, "{sequence:?}");
+            assert!(sequence.table.iter().all(Option::is_none), "{sequence:?}");
+            assert_eq!(sequence.num_todo(), sequence.len(), "{sequence:?}");
         }
-        for rank in &self.running {
-            let sequence = &self.sequences[&rank.1];
-            let needed = sequence.layout.blocks_for(sequence.computed);
-            let held = sequence.table.len();
-            assert!(sequence.named <= held, "{sequence:?}");
-            assert!(needed <= held && held <= sequence.layout.num_blocks(), "{sequence:?}");
-            assert!(sequence.computed < sequence.len(), "{sequence:?}");
+        for sequence in self.sequences.values() {
             assert_eq!(sequence.layout.num_tokens(), sequence.len());
+            assert_eq!(sequence.layout.num_blocks(), sequence.table.len());
+            assert!(sequence.todo.iter().all(|range| !range.is_empty()), "{sequence:?}");
+            let last = sequence.todo.back().map(|range| range.end);
+            assert_eq!(last, Some(sequence.len()), "the last token is never cached: {sequence:?}");
         }
-        self.blocks.check_invariants(self.sequences.values().map(|s| s.table.as_slice()));
+        let tables: Vec<Vec<BlockId>> =
+            self.sequences.values().map(|s| s.table.iter().copied().flatten().collect()).collect();
+        self.blocks.check_invariants(tables.iter().map(Vec::as_slice));
     }
 }
 
-/// Takes the cached blocks a sequence starts with; at least one token is left to compute.
-fn acquire_prefix(blocks: &mut BlockManager, sequence: &mut Sequence) -> usize {
+/// Takes every block of the sequence that is in the cache; at least one token is left to compute.
+/// Returns how many tokens were found.
+fn acquire_cached(blocks: &mut BlockManager, sequence: &mut Sequence) -> usize {
     if sequence.owes_prompt_logprobs() {
         return 0;
     }
+    let mut todo: VecDeque<Range<usize>> = VecDeque::new();
     for block in 0..sequence.layout.num_blocks() {
         let tokens = sequence.layout.tokens(block);
-        if tokens.end >= sequence.len() || !sequence.layout.is_complete(block) {
-            break;
+        if tokens.end < sequence.len() && sequence.layout.is_complete(block) {
+            let hash = sequence.hash(block);
+            sequence.table[block] = blocks.acquire(hash, &sequence.tokens[tokens.clone()]);
         }
-        let hash = sequence.hash(block);
-        let Some(id) = blocks.acquire(hash, &sequence.tokens[tokens.clone()]) else { break };
-        sequence.table.push(id);
-        sequence.computed = tokens.end;
-        sequence.named = block + 1;
+        if sequence.table[block].is_none() {
+            match todo.back_mut() {
+                Some(last) if last.end == tokens.start => last.end = tokens.end,
+                _ => todo.push_back(tokens),
+            }
+        }
     }
-    sequence.computed
+    sequence.todo = todo;
+    sequence.len() - sequence.num_todo()
 }
 
-/// Extends a sequence's table to hold its next `count` tokens, all or none.
+/// Gives a sequence the blocks of its next `count` tokens, all or none.
 fn grow(blocks: &mut BlockManager, sequence: &mut Sequence, count: usize) -> bool {
-    let needed = sequence.layout.blocks_for(sequence.computed + count);
-    assert!(needed >= sequence.table.len(), "more blocks held than needed");
-    let Some(new) = blocks.try_allocate(needed - sequence.table.len()) else { return false };
-    sequence.table.extend(new);
+    let mut missing = Vec::new();
+    for run in sequence.next_runs(count) {
+        let touched = sequence.layout.block_of(run.start)..=sequence.layout.block_of(run.end - 1);
+        missing.extend(touched.filter(|&block| sequence.table[block].is_none()));
+    }
+    missing.dedup();
+    let Some(new) = blocks.try_allocate(missing.len()) else { return false };
+    for (block, id) in missing.into_iter().zip(new) {
+        sequence.table[block] = Some(id);
+    }
     true
 }
 
-fn row(sequence: &Sequence, count: usize, block_size: usize) -> BatchRow {
-    let run = sequence.computed..sequence.computed + count;
-    let blocks = sequence.layout.blocks_for(run.end);
-    let first = sequence.layout.blocks_for(run.start + 1) - 1;
-    let mut slot_mapping = Vec::with_capacity(count);
-    for block in first..blocks {
-        let tokens = sequence.layout.tokens(block);
-        let slots = sequence.table[block].0 as usize * block_size;
+/// The next `count` tokens of a sequence, as runs in the order they are computed.
+fn rows(sequence: &Sequence, count: usize, block_size: usize) -> Vec<BatchRow> {
+    let runs = sequence.next_runs(count);
+    let last = runs.len() - 1;
+    let reaches_the_end = count == sequence.num_todo();
+    let mut rows: Vec<BatchRow> =
+        runs.into_iter().map(|run| row(sequence, run, block_size)).collect();
+    rows[last].sample = reaches_the_end.then(|| sample_request(sequence));
+    rows
+}
+
+fn row(sequence: &Sequence, run: Range<usize>, block_size: usize) -> BatchRow {
+    let layout = &sequence.layout;
+    let (first, last) = (layout.block_of(run.start), layout.block_of(run.end - 1));
+    let segment = layout.segment(first);
+    let mut slot_mapping = Vec::with_capacity(run.len());
+    for block in first..=last {
+        let BlockId(id) = sequence.table[block].expect("scheduled rows have a block");
+        let tokens = layout.tokens(block);
+        let start = id as usize * block_size;
         for token in tokens.start.max(run.start)..tokens.end.min(run.end) {
-            slot_mapping.push((slots + token - tokens.start) as u32);
+            slot_mapping.push((start + token - tokens.start) as u32);
         }
     }
+    // Segments behind the first of the run are of the run, and see all before them.
+    let view = (0..=last)
+        .filter(|&block| block >= first || layout.is_visible(segment, layout.segment(block)))
+        .map(|block| page_entry(sequence, block, run.end))
+        .collect();
     BatchRow {
         id: sequence.id,
         tokens: sequence.tokens[run.clone()].to_vec(),
-        start: run.start as u32,
+        start: layout.stored_position(run.start) as u32,
         slot_mapping,
-        view: (0..blocks).map(|block| page_entry(sequence, block, run.end)).collect(),
-        sample: (run.end == sequence.len()).then(|| sample_request(sequence)),
+        view,
+        sample: None,
         prompt_logprobs: prompt_logprobs(sequence, &run),
     }
 }
 
 fn page_entry(sequence: &Sequence, block: usize, end: usize) -> PageEntry {
     let tokens = sequence.layout.tokens(block);
-    let BlockId(id) = sequence.table[block];
+    let BlockId(id) = sequence.table[block].expect("visible rows have a block");
     PageEntry {
         block: id,
-        stored_position: tokens.start as u32,
+        stored_position: sequence.layout.stored_position(tokens.start) as u32,
         num_valid: (tokens.end.min(end) - tokens.start) as u16,
         active: true,
         segment: sequence.layout.segment(block),
@@ -297,7 +328,7 @@ fn sample_request(sequence: &Sequence) -> SampleRequest {
 }
 
 /// Rows [run.start, run.end) that are followed by a prompt token, once: not when recomputed.
-fn prompt_logprobs(sequence: &Sequence, run: &std::ops::Range<usize>) -> Option<PromptLogprobs> {
+fn prompt_logprobs(sequence: &Sequence, run: &Range<usize>) -> Option<PromptLogprobs> {
     let top = sequence.rules.prompt_logprobs?;
     let start = run.start.max(sequence.reported);
     let end = run.end.min(sequence.prompt_len - 1);

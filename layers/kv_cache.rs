@@ -1,6 +1,6 @@
 //! Memory of the KV pool: one pair of tensors a layer.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use half::{bf16, f16, vec::HalfBitsVecExt};
 use strand_kernels::{KvDtype, PoisonBlocks};
 
@@ -60,14 +60,5 @@ impl KvCache {
             layer.v.inplace_op1(&op)?;
         }
         Ok(())
-    }
-
-    /// The element type as candle names it.
-    pub fn candle_dtype(&self) -> DType {
-        match self.dtype {
-            KvDtype::F32 => DType::F32,
-            KvDtype::F16 => DType::F16,
-            KvDtype::Bf16 => DType::BF16,
-        }
     }
 }

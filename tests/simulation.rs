@@ -1,14 +1,13 @@
-//! The scheduler and the block manager under random load, with a runner whose "KV" is the
-//! tokens themselves: it writes them through the slot mapping and reads them back through the
-//! page entries, so a wrong block shows as a wrong token.
+//! The scheduler and the block manager under random load, with a runner whose "KV" is a digest of
+//! a token and of all it saw: written through the slot mapping, read back through the page
+//! entries, so a wrong block, or a right one with a wrong past, shows as a wrong token.
 
 use std::collections::HashMap;
 
 use strand_engine::batch::{Batch, BatchRow, RowOutput, Runner, Sampled};
-use strand_engine::cache::Layout;
 use strand_engine::sequence::RequestId;
 use strand_engine::{
-    Engine, EnginePlan, Error, Event, FinishReason, Limits, Request, SamplingParams, Segment,
+    Engine, EnginePlan, Error, Event, FinishReason, Limits, Request, SamplingParams, Sees, Segment,
 };
 use strand_kernels::{KvDtype, WeightDtype};
 
@@ -17,32 +16,58 @@ use crate::random::Random;
 const VOCAB: usize = 50;
 const EOS: u32 = 7;
 
-/// Stores token ids as KV rows.
+/// A KV row: what its token is and what it saw, as a digest, and where it was rotated.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Row {
+    digest: u64,
+    position: u32,
+}
+
+/// Stores digests as KV rows.
 struct FakeRunner {
-    rows: Vec<Option<u32>>,
+    rows: Vec<Option<Row>>,
     block_size: usize,
-    /// Fails the row of every so many-th run.
+    /// Fails the first row of every so many-th run.
     fail_every: Option<u64>,
     runs: u64,
 }
 
 impl FakeRunner {
+    fn new(plan: &EnginePlan, fail_every: Option<u64>) -> Self {
+        let rows = vec![None; plan.num_blocks * plan.block_size];
+        Self { rows, block_size: plan.block_size, fail_every, runs: 0 }
+    }
+
     fn compute(&mut self, row: &BatchRow) -> RowOutput {
-        for (&slot, &token) in row.slot_mapping.iter().zip(&row.tokens) {
-            self.rows[slot as usize] = Some(token);
-        }
-        let mut seen = Vec::new();
+        let mut slots = Vec::new();
         for entry in &row.view {
-            assert_eq!(entry.stored_position as usize, seen.len(), "a gap in the view");
             let first = entry.block as usize * self.block_size;
-            let rows = &self.rows[first..first + usize::from(entry.num_valid)];
-            seen.extend(rows.iter().map(|row| row.expect("a visible row was written")));
+            let rows = (0..entry.num_valid).map(|n| (first + usize::from(n), n));
+            slots.extend(rows.map(|(slot, n)| (slot, entry.stored_position + u32::from(n))));
         }
-        assert_eq!(seen.len(), row.start as usize + row.tokens.len());
+        let (seen, own) = slots.split_at(row.start as usize);
+        assert_eq!(own.len(), row.tokens.len(), "the run's own rows end its view");
+        let read = |rows: &[Option<Row>], (slot, position): (usize, u32)| {
+            let row = rows[slot].expect("a visible row was written");
+            assert_eq!(row.position, position, "a row rotated elsewhere");
+            row.digest
+        };
+        let mut state = SEED;
+        for &slot in seen {
+            state = mix(state, read(&self.rows, slot));
+        }
+        for (((slot, position), &token), &mapped) in
+            own.iter().zip(&row.tokens).zip(&row.slot_mapping)
+        {
+            assert_eq!(*slot, mapped as usize);
+            let digest = mix(state, u64::from(token));
+            self.rows[*slot] = Some(Row { digest, position: *position });
+            state = mix(state, digest);
+        }
         let sampled = row
             .sample
             .as_ref()
-            .map(|wanted| Sampled { token: next_token(&seen, wanted.choice), logprobs: None });
+            .map(|wanted| Sampled { token: next_token(state, wanted.choice), logprobs: None });
         RowOutput { id: row.id, sampled, prompt_logprobs: Vec::new() }
     }
 }
@@ -59,23 +84,41 @@ impl Runner for FakeRunner {
     }
 }
 
-/// The "model": a function of everything before, and of the choice.
-fn next_token(seen: &[u32], choice: u32) -> u32 {
-    let mut state = Random::new(u64::from(choice) + 1);
-    let hash = seen.iter().fold(state.next(), |hash, &token| {
-        (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01B3).rotate_left(23)
-    });
-    (hash % VOCAB as u64) as u32
+const SEED: u64 = 0x9E37_79B9_7F4A_7C15;
+
+fn mix(state: u64, value: u64) -> u64 {
+    Random::new(state.rotate_left(5) ^ value).next()
+}
+
+/// The "model": a function of all digests in sight, and of the choice.
+fn next_token(state: u64, choice: u32) -> u32 {
+    (mix(state, u64::from(choice)) % VOCAB as u64) as u32
 }
 
 /// What a request must answer, computed without any engine.
 fn oracle(request: &Request, choice: u32, max_tokens: usize) -> (Vec<u32>, FinishReason) {
-    let mut tokens: Vec<u32> =
-        request.prompt.iter().flat_map(|segment| segment.tokens.clone()).collect();
+    // the digests of all segments, and where the anchor ends
+    let (mut all, mut anchor) = (Vec::new(), 0);
+    for (index, segment) in request.prompt.iter().enumerate() {
+        let seen: &[u64] = match segment.sees {
+            Sees::Everything => &all,
+            Sees::Anchor => &all[..anchor],
+        };
+        let mut state = seen.iter().fold(SEED, |state, &digest| mix(state, digest));
+        for &token in &segment.tokens {
+            let digest = mix(state, u64::from(token));
+            state = mix(state, digest);
+            all.push(digest);
+        }
+        if index == 0 && segment.is_anchor {
+            anchor = all.len();
+        }
+    }
+    let mut state = all.iter().fold(SEED, |state, &digest| mix(state, digest));
     let mut output = Vec::new();
     loop {
-        let token = next_token(&tokens, choice);
-        tokens.push(token);
+        let token = next_token(state, choice);
+        state = mix(state, mix(state, u64::from(token)));
         output.push(token);
         if token == EOS && !request.limits.ignore_eos {
             return (output, FinishReason::Stop);
@@ -105,19 +148,10 @@ fn plan(random: &mut Random) -> EnginePlan {
     }
 }
 
-fn request(random: &mut Random, plan: &EnginePlan, prefixes: &[Vec<u32>]) -> Request {
-    let prefix = &prefixes[random.between(0, prefixes.len())];
-    let shared = random.between(0, prefix.len());
-    let mut tokens = prefix[..shared].to_vec();
-    let most = (plan.max_model_len + 2 - shared).max(2);
-    let own = random_len(random, most);
-    tokens.extend(random.tokens(own, VOCAB));
-    let cut = random.between(0, tokens.len());
-    let prompt = if cut > 0 && random.chance(40) {
-        let (first, second) = tokens.split_at(cut);
-        vec![Segment { tokens: first.to_vec() }, Segment { tokens: second.to_vec() }]
-    } else {
-        vec![Segment { tokens }]
+fn request(random: &mut Random, plan: &EnginePlan, texts: &[Vec<u32>]) -> Request {
+    let prompt = match random.chance(40) {
+        true => chunks_and_turn(random, texts),
+        false => shared_prefix(random, plan, texts),
     };
     let max_tokens = random.chance(80).then(|| random.between(1, 30));
     let limits = Limits {
@@ -128,6 +162,37 @@ fn request(random: &mut Random, plan: &EnginePlan, prefixes: &[Vec<u32>]) -> Req
     };
     let sampling = SamplingParams::default();
     Request { prompt, sampling, limits, priority: random.between(0, 3) as i32 }
+}
+
+/// Some of a few chunks in any order, then a turn.
+fn chunks_and_turn(random: &mut Random, texts: &[Vec<u32>]) -> Vec<Segment> {
+    let mut prompt = Vec::new();
+    if random.chance(50) {
+        prompt.push(Segment::anchor(vec![1]));
+    }
+    for _ in 0..random.between(0, 5) {
+        let text = &texts[random.between(0, texts.len())];
+        let start = [0, 3][random.between(0, 2)];
+        let end = start + [1, 4, 9][random.between(0, 3)];
+        prompt.push(Segment::independent(text[start..end].to_vec()));
+    }
+    prompt.push(Segment::new(random.tokens(3, VOCAB)));
+    prompt
+}
+
+/// The beginning of a text and something of its own, in one segment or two.
+fn shared_prefix(random: &mut Random, plan: &EnginePlan, texts: &[Vec<u32>]) -> Vec<Segment> {
+    let text = &texts[random.between(0, texts.len())];
+    let shared = random.between(0, text.len());
+    let mut tokens = text[..shared].to_vec();
+    let own = random_len(random, (plan.max_model_len + 2 - shared).max(2));
+    tokens.extend(random.tokens(own, VOCAB));
+    let cut = random.between(0, tokens.len());
+    if cut > 0 && random.chance(40) {
+        let (first, second) = tokens.split_at(cut);
+        return vec![Segment::new(first.to_vec()), Segment::new(second.to_vec())];
+    }
+    vec![Segment::new(tokens)]
 }
 
 fn random_len(random: &mut Random, most: usize) -> usize {
@@ -157,20 +222,14 @@ struct Seen {
 fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
     let mut random = Random::new(seed);
     let plan = plan(&mut random);
-    let runner = FakeRunner {
-        rows: vec![None; plan.num_blocks * plan.block_size],
-        block_size: plan.block_size,
-        fail_every: random.chance(20).then_some(97),
-        runs: 0,
-    };
+    let runner = FakeRunner::new(&plan, random.chance(20).then_some(97));
     let mut engine = Engine::new(plan.clone(), runner, None, vec![EOS]);
-    let prefixes: Vec<Vec<u32>> =
-        (0..3).map(|_| random.tokens(plan.max_model_len, VOCAB)).collect();
+    let texts: Vec<Vec<u32>> = (0..3).map(|_| random.tokens(plan.max_model_len, VOCAB)).collect();
     let mut live: HashMap<RequestId, Live> = HashMap::new();
     let load = random.between(5, 60);
     for _ in 0..steps {
         while random.chance(load) {
-            let request = request(&mut random, &plan, &prefixes);
+            let request = request(&mut random, &plan, &texts);
             match engine.submit(&request) {
                 Ok(id) => {
                     live.insert(id, Live { request, outputs: HashMap::new(), finished: 0 });
@@ -239,18 +298,11 @@ fn step(
 /// As documented: what was asked, else the room in the model's length and in the pool.
 fn max_tokens(request: &Request, plan: &EnginePlan) -> usize {
     let lens: Vec<usize> = request.prompt.iter().map(|segment| segment.tokens.len()).collect();
-    let mut layout = Layout::new(plan.block_size, lens);
+    let (last, before) = lens.split_last().expect("a prompt has a segment");
+    let blocks: usize = before.iter().map(|len| len.div_ceil(plan.block_size)).sum();
+    let in_pool = (plan.num_blocks - blocks) * plan.block_size - last;
     let room = plan.max_model_len - request.prompt_tokens();
-    let fits = |layout: &Layout| layout.num_blocks() <= plan.num_blocks;
-    let mut count = 0;
-    while count < room {
-        layout.push();
-        if !fits(&layout) {
-            break;
-        }
-        count += 1;
-    }
-    request.limits.max_tokens.unwrap_or(count)
+    request.limits.max_tokens.unwrap_or(room.min(in_pool))
 }
 
 #[test]
@@ -279,7 +331,7 @@ fn the_youngest_gives_way_when_blocks_run_out() {
         max_queue: 8,
         ..plan(&mut random)
     };
-    let runner = FakeRunner { rows: vec![None; 20], block_size: 4, fail_every: None, runs: 0 };
+    let runner = FakeRunner::new(&plan, None);
     let mut engine = Engine::new(plan.clone(), runner, None, vec![]);
     let ids: Vec<RequestId> = (0..2)
         .map(|n| {
@@ -313,7 +365,7 @@ fn the_same_prompt_again_computes_only_what_must_be_computed() {
         max_queue: 8,
         ..plan(&mut random)
     };
-    let runner = FakeRunner { rows: vec![None; 4800], block_size: 16, fail_every: None, runs: 0 };
+    let runner = FakeRunner::new(&plan, None);
     let mut engine = Engine::new(plan, runner, None, vec![]);
     let prompt = random.tokens(2003, VOCAB);
     let encoded = |engine: &mut Engine<FakeRunner>, tokens: usize| {

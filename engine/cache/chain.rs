@@ -23,7 +23,17 @@ impl BlockHash {
         }
         Self(xxh3_128_with_seed(&bytes, tokens.len() as u64))
     }
+
+    /// The start of a segment's chain: it sees the segment that ended in `seen`.
+    pub fn seeing(self, seen: Self) -> Self {
+        let mut bytes = self.0.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&seen.0.to_le_bytes());
+        Self(xxh3_128_with_seed(&bytes, SEGMENT_SEED))
+    }
 }
+
+/// Sets joints between segments apart from blocks of tokens.
+const SEGMENT_SEED: u64 = u64::MAX;
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@ mod layout;
 
 pub use block_manager::{BlockManager, BlockState};
 pub use chain::BlockHash;
-pub use layout::Layout;
+pub use layout::{Layout, Sees, SegmentLayout};
 
 /// A physical block of KV rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -164,8 +164,11 @@ fn into_prompt(segments: Vec<TemplateSegment>, dropped_turns: usize) -> Prompt {
         Some(last) if last.kind == SegmentKind::GenerationPrompt => last.ids.clone(),
         _ => Vec::new(),
     };
-    let segments = segments.into_iter().map(|segment| Segment { tokens: segment.ids }).collect();
-    Prompt { segments, opening, dropped_turns }
+    let segment = |segment: TemplateSegment| match segment.kind {
+        SegmentKind::Anchor => Segment::anchor(segment.ids),
+        _ => Segment::new(segment.ids),
+    };
+    Prompt { segments: segments.into_iter().map(segment).collect(), opening, dropped_turns }
 }
 
 /// Tokens of each turn; those of a segment that holds several count for its first.
