@@ -188,7 +188,7 @@ fn logprob_json(one: &TokenLogprobs, tokenizer: Option<&Tokenizer>) -> Value {
 }
 
 /// The number that prints with the fewest digits and reads back as `x`.
-fn shortest(x: f32) -> f64 {
+pub fn shortest(x: f32) -> f64 {
     x.to_string().parse().expect("a printed number can be read")
 }
 

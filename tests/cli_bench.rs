@@ -77,7 +77,7 @@ fn latency_has_a_row_for_each_pair() {
     let expected = [(8, 1), (8, 3), (20, 1), (20, 3)].map(|(a, b)| (Some(a), Some(b)));
     assert_eq!(pairs, expected);
     for row in rows {
-        for figure in ["first_token_seconds", "between_tokens_seconds"] {
+        for figure in ["first_token_seconds", "per_token_seconds"] {
             assert!(row[figure]["p50"].as_f64() <= row[figure]["p90"].as_f64(), "{row}");
             assert!(row[figure]["p50"].as_f64() > Some(0.0), "{row}");
         }

@@ -22,6 +22,10 @@ struct Row {
     batch_size: usize,
     prompt_len: usize,
     first_token: Vec<f64>,
+    /// Of each request: from its first token to its last, over the tokens between.
+    per_token: Vec<f64>,
+    /// Of each pair of neighbouring tokens. Tokens that a busy machine delivers together have
+    /// nothing between them, which the means above are free of.
     between_tokens: Vec<f64>,
 }
 
@@ -41,15 +45,14 @@ pub fn run(args: &LatencyArgs, common: &CommonArgs) -> Result<Outcome> {
     let mut rows = Vec::new();
     for &prompt_len in &args.prompt_lens {
         for &batch_size in &args.batch_sizes {
-            let (mut first_token, mut between_tokens) = (Vec::new(), Vec::new());
+            let mut row = Row::new(batch_size, prompt_len);
             for _ in 0..args.repeats {
                 for times in measure(&bench, batch_size, prompt_len, args.output_len, &mut random)?
                 {
-                    first_token.extend(times.first());
-                    between_tokens.extend(times.windows(2).map(|pair| pair[1] - pair[0]));
+                    row.add(&times);
                 }
             }
-            rows.push(Row { batch_size, prompt_len, first_token, between_tokens });
+            rows.push(row);
         }
     }
     report(&bench, args, &rows)?;
@@ -103,28 +106,14 @@ fn report(bench: &Bench, args: &LatencyArgs, rows: &[Row]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if !bench.json {
         writeln!(out, "model {}, {} runs a row, milliseconds", bench.model, args.repeats)?;
-        writeln!(
-            out,
-            "{:>7} {:>7} {:>12} {:>12} {:>12} {:>12} {:>12}",
-            "prompt", "batch", "first p50", "first p90", "between p50", "between p90", "tokens/s",
-        )?;
+        let heads = ["prompt", "batch", "first p50", "p90", "token p50", "p90", "gap p50", "p90"];
+        let heads = heads.map(|head| format!("{head:>10}"));
+        writeln!(out, "{} {:>10}", heads.join(" "), "tokens/s")?;
         for row in rows {
-            let ms = |values: &[f64], share| match quantile(values, share) {
-                Some(seconds) => format!("{:.2}", seconds * 1e3),
-                None => "-".to_owned(),
-            };
-            writeln!(
-                out,
-                "{:>7} {:>7} {:>12} {:>12} {:>12} {:>12} {:>12}",
-                row.prompt_len,
-                row.batch_size,
-                ms(&row.first_token, 0.5),
-                ms(&row.first_token, 0.9),
-                ms(&row.between_tokens, 0.5),
-                ms(&row.between_tokens, 0.9),
-                row.speed().map_or("-".to_owned(), |speed| format!("{speed:.1}")),
-            )?;
+            writeln!(out, "{}", row.to_text())?;
         }
+        writeln!(out, "first: time to the first token; token: a request's mean after the first;")?;
+        writeln!(out, "gap: between two neighbouring tokens as they arrive;")?;
         writeln!(out, "tokens/s: of the whole batch, from its first tokens on")?;
         writeln!(out, "peak memory {}", peak_memory().map_or("?".to_owned(), byte_size::format))?;
         if let Some(note) = &bench.vs {
@@ -144,10 +133,37 @@ fn report(bench: &Bench, args: &LatencyArgs, rows: &[Row]) -> io::Result<()> {
 }
 
 impl Row {
+    fn new(batch_size: usize, prompt_len: usize) -> Self {
+        let (first_token, per_token, between_tokens) = (Vec::new(), Vec::new(), Vec::new());
+        Self { batch_size, prompt_len, first_token, per_token, between_tokens }
+    }
+
+    /// Adds a request by the seconds at which its tokens came.
+    fn add(&mut self, times: &[f64]) {
+        self.first_token.extend(times.first());
+        if let [first, .., last] = times {
+            self.per_token.push((last - first) / (times.len() - 1) as f64);
+        }
+        self.between_tokens.extend(times.windows(2).map(|pair| pair[1] - pair[0]));
+    }
+
     /// Tokens a second of the whole batch while it decodes.
     fn speed(&self) -> Option<f64> {
-        let mean = self.between_tokens.iter().sum::<f64>() / self.between_tokens.len() as f64;
+        let mean = self.per_token.iter().sum::<f64>() / self.per_token.len() as f64;
         (mean > 0.0).then(|| self.batch_size as f64 / mean)
+    }
+
+    fn to_text(&self) -> String {
+        let mut cells = vec![self.prompt_len.to_string(), self.batch_size.to_string()];
+        for values in [&self.first_token, &self.per_token, &self.between_tokens] {
+            for share in [0.5, 0.9] {
+                let seconds = quantile(values, share);
+                cells.push(seconds.map_or("-".to_owned(), |s| format!("{:.2}", s * 1e3)));
+            }
+        }
+        cells.push(self.speed().map_or("-".to_owned(), |speed| format!("{speed:.1}")));
+        let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>10}")).collect();
+        cells.join(" ")
     }
 
     fn to_json(&self) -> Value {
@@ -157,8 +173,26 @@ impl Row {
             "batch_size": self.batch_size,
             "prompt_len": self.prompt_len,
             "first_token_seconds": figures(&self.first_token),
+            "per_token_seconds": figures(&self.per_token),
             "between_tokens_seconds": figures(&self.between_tokens),
             "tokens_per_second": self.speed(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_counts_by_the_times_of_its_tokens() {
+        let mut row = Row::new(2, 8);
+        row.add(&[1.0, 1.5, 1.5, 2.5]);
+        row.add(&[2.0]);
+        assert_eq!(row.first_token, [1.0, 2.0]);
+        assert_eq!(row.per_token, [0.5]);
+        assert_eq!(row.between_tokens, [0.5, 0.0, 1.0]);
+        assert_eq!(row.speed(), Some(4.0));
+        assert_eq!(Row::new(1, 8).speed(), None);
     }
 }

@@ -15,6 +15,7 @@ use strand_engine::{
 
 use super::workload::Random;
 use super::{Bench, merge, peak_memory, print_table};
+use crate::answer::shortest;
 use crate::args::{CommonArgs, ThroughputArgs};
 use crate::{Outcome, UsageError, byte_size};
 
@@ -191,7 +192,7 @@ fn report(bench: &Bench, args: &ThroughputArgs, run: &Run) -> io::Result<()> {
         "requests": run.requests,
         "input_len": [args.min_input_len, args.max_input_len],
         "output_len": [args.min_output_len, args.max_output_len],
-        "temperature": f64::from(args.temperature),
+        "temperature": shortest(args.temperature),
         "prompt_tokens": run.prompt_tokens,
         "output_tokens": run.output_tokens,
         "seconds": run.seconds,
