@@ -105,7 +105,7 @@ pub struct PromptArgs {
     /// Token ids to continue; needs no tokenizer
     #[arg(long, value_name = "IDS", value_delimiter = ',', allow_negative_numbers = true)]
     pub prompt_ids: Option<Vec<u32>>,
-    /// Read the prompt from a UTF-8 file
+    /// Read the prompt from a UTF-8 file, - for standard input
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::binary::{copy_of_demo, scratch, strand};
 
 /// `generate MODEL` with a short prompt and further options.
@@ -69,6 +71,35 @@ fn what_the_config_asks_for_must_fit() {
         fs::write(&config, &original).expect("it can be written");
     }
     assert_eq!(strand(&generate(&folder, &["--max-tokens", "1"])).status, 0);
+}
+
+#[test]
+fn quantization_that_is_not_known_is_refused() {
+    let folder = copy_of_demo("quantized");
+    let config = folder.join("config.json");
+    change(
+        &config,
+        "\"use_cache\"",
+        "\"quantization_config\": {\"quant_method\": \"awq\"}, \"use_cache\"",
+    );
+    strand(&generate(&folder, &[])).refused(1, "quantization_config");
+}
+
+#[test]
+fn numbers_that_are_none_are_traced_to_their_layer() {
+    let folder = copy_of_demo("not-a-number");
+    let weights = folder.join("model.safetensors");
+    let mut bytes = fs::read(&weights).expect("it was copied");
+    // eight bytes of length, the header, then the data that its offsets count from
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).expect("it is JSON");
+    let offsets = &header["model.layers.2.mlp.down_proj.weight"]["data_offsets"];
+    let start = 8 + length + offsets[0].as_u64().expect("a number") as usize;
+    bytes[start..start + 2].copy_from_slice(&0x7fc0_u16.to_le_bytes());
+    fs::write(&weights, bytes).expect("it can be written");
+    let run = strand(&generate(&folder, &[]));
+    run.refused(1, "not a number");
+    assert!(run.err.contains("layer 2") || run.err.contains("layers.2"), "{}", run.err);
 }
 
 #[test]

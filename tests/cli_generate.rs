@@ -103,6 +103,11 @@ fn a_prompt_can_come_from_a_file() {
     let file = file.to_str().expect("UTF-8");
     let options = ["--max-tokens", "4", "--ignore-eos"];
     let by_file = one_object(&[&["-f", file], &options[..]].concat());
+    let input = crate::binary::piped(
+        &[&["generate", "--json", "-f", "-"], &options[..]].concat(),
+        "Zwölf Boxkämpfer\n",
+    );
+    assert_eq!(input.json()[0]["token_ids"], by_file["token_ids"]);
     let by_flag = one_object(&[&["-p", "Zwölf Boxkämpfer\n"], &options[..]].concat());
     assert_eq!(by_file["token_ids"], by_flag["token_ids"]);
 }
