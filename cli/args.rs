@@ -151,6 +151,9 @@ pub struct EngineArgs {
 #[command(next_help_heading = SAMPLING)]
 pub struct SamplingArgs {
     /// Randomness; 0 takes the likeliest token [default: the model's, else 1]
+    ///
+    /// "The model's" is its generation_config.json, as in vLLM. A model that says do_sample =
+    /// false there takes the likeliest token, and its top-k, top-p and min-p are not used.
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Keep the K likeliest tokens; 0 keeps all [default: the model's, else all]

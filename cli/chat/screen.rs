@@ -147,8 +147,8 @@ fn figures(answer: &Answer) -> String {
     let speed = answer.decode_speed();
     let speed = speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"));
     format!(
-        "[{tokens} tokens{speed}, first after {:.2} s; prompt {}: {} reused, {} encoded]",
-        answer.timings.first_token.as_secs_f64(),
+        "[{tokens} tokens{speed}, first after {:.0} ms; prompt {}: {} reused, {} encoded]",
+        answer.timings.first_token.as_secs_f64() * 1e3,
         answer.prompt_tokens,
         reuse.device,
         reuse.encoded,
