@@ -69,7 +69,9 @@ pub fn ask(
     let mut stream = engine.submit(request)?;
     while let Some(event) = next(&mut stream, interrupt) {
         match event {
-            Event::Prompt { logprobs } => answer.prompt_logprobs = Some(logprobs),
+            Event::Prompt { logprobs } => {
+                answer.prompt_logprobs.get_or_insert_default().extend(logprobs);
+            }
             Event::Token { token, text, logprobs, .. } => {
                 if answer.token_ids.is_empty() {
                     answer.timings.first_token = started.elapsed();

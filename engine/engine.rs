@@ -198,6 +198,14 @@ impl<R: Runner> Engine<R> {
         Ok(request.limits.max_tokens.unwrap_or(room.min(in_pool)))
     }
 
+    /// How many tokens of each segment are in the pool, of a request that could be submitted.
+    pub fn resident(&self, request: &Request) -> Result<Vec<usize>, Error> {
+        let rules = Arc::new(self.rules(request)?);
+        let id = SequenceId(u64::MAX); // named nowhere
+        let sequence = Sequence::new(id, 0, request, &rules, self.plan.block_size);
+        Ok(self.scheduler.resident(sequence))
+    }
+
     /// Ends a request without another word.
     pub fn cancel(&mut self, id: RequestId) {
         for sequence in self.requests.remove(&id).into_iter().flatten() {

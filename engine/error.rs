@@ -52,6 +52,19 @@ pub enum Error {
          --max-model-len"
     )]
     ConversationTooLong { header: usize, message: usize, room: usize },
+    #[error("{name} can't be a chunk: it is {reason}")]
+    NotAChunk { name: String, reason: String },
+    #[error("No chunk found matching: {text}")]
+    UnknownChunk { text: String },
+    #[error(
+        "Ambiguous chunk prefix: {text}. Matches: {}",
+        matches.iter().map(|id| format!("{id}...")).collect::<Vec<_>>().join(", ")
+    )]
+    AmbiguousChunk { text: String, matches: Vec<String> },
+    #[error(
+        "the active chunks have {chunks} tokens, {room} are left for the prompt; deactivate some"
+    )]
+    ChunksTooLong { chunks: usize, room: usize },
     #[error("the queue is full ({limit} requests wait); try again later")]
     QueueFull { limit: usize },
     #[error("the model produced a value that is not a number, first in {layer}")]

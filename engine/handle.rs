@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use strand_models::{ChatTemplate, GenerationDefaults, Tokenizer};
+use strand_models::{ChatTemplate, GenerationDefaults, Tokenizer, Training};
 use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
 use tokio::sync::oneshot;
 
@@ -25,6 +25,7 @@ const COMMAND_QUEUE: usize = 1024;
 
 enum Command {
     Submit { request: Box<Request>, events: mpsc::Sender<Event> },
+    Resident { request: Box<Request>, answer: oneshot::Sender<Result<Vec<usize>, Error>> },
     Stats(oneshot::Sender<Stats>),
 }
 
@@ -45,6 +46,7 @@ pub struct ModelFacts {
     pub tokenizer: Option<Tokenizer>,
     pub chat_template: Option<ChatTemplate>,
     pub generation: GenerationDefaults,
+    pub training: Training,
 }
 
 /// What a request reports, in order. Dropping it cancels the request.
@@ -93,6 +95,11 @@ impl EngineHandle {
         self.facts.chat_template.as_ref()
     }
 
+    /// How the model was trained, as far as chunks are concerned.
+    pub fn training(&self) -> Training {
+        self.facts.training
+    }
+
     pub fn generation_defaults(&self) -> &GenerationDefaults {
         &self.facts.generation
     }
@@ -111,6 +118,15 @@ impl EngineHandle {
             TrySendError::Closed(_) => Error::Stopped,
         })?;
         Ok(EventStream { events })
+    }
+
+    /// How many tokens of each segment of a request are in the pool. Waits as
+    /// [`EngineHandle::stats`] does.
+    pub fn resident(&self, request: Request) -> Result<Vec<usize>, Error> {
+        let (sender, answer) = oneshot::channel();
+        let command = Command::Resident { request: Box::new(request), answer: sender };
+        self.commands.blocking_send(command).map_err(|_| Error::Stopped)?;
+        answer.blocking_recv().map_err(|_| Error::Stopped)?
     }
 
     /// What the engine is doing. Waits for the step in progress.
@@ -185,6 +201,9 @@ impl<R: Runner> EngineLoop<R> {
                 // A receiver that is gone already wants no answer.
                 Err(error) => drop(events.try_send(Event::Failed(error))),
             },
+            Command::Resident { request, answer } => {
+                drop(answer.send(self.engine.resident(&request)));
+            }
             Command::Stats(answer) => drop(answer.send(self.stats())),
         }
     }

@@ -49,6 +49,7 @@ pub fn load(
         tokenizer: files.tokenizer,
         chat_template: files.chat_template,
         generation: files.generation,
+        training: files.training,
     };
     Ok((engine, facts))
 }

@@ -95,6 +95,23 @@ impl Scheduler {
         self.blocks.release(sequence.take_table());
     }
 
+    /// How many tokens of each segment of a sequence are in the pool.
+    pub fn resident(&self, mut sequence: Sequence) -> Vec<usize> {
+        let mut tokens = Vec::new();
+        for block in 0..sequence.layout.num_blocks() {
+            let segment = usize::from(sequence.layout.segment(block));
+            tokens.resize(tokens.len().max(segment + 1), 0);
+            let range = sequence.layout.tokens(block);
+            if sequence.layout.is_complete(block) {
+                let hash = sequence.hash(block);
+                if self.blocks.holds(hash, &sequence.tokens[range.clone()]) {
+                    tokens[segment] += range.len();
+                }
+            }
+        }
+        tokens
+    }
+
     /// Plans the next step: first those that run, in rank, then those that wait.
     pub fn schedule(&mut self) -> Batch {
         let mut batch = Batch::default();

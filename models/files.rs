@@ -131,6 +131,31 @@ fn eos_token(tokenizer_config: &str) -> Result<Option<String>, Error> {
     Ok(text.and_then(Value::as_str).map(str::to_string))
 }
 
+/// What `strand.json` beside a checkpoint says of how the model was trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Training {
+    /// On chunks that see the anchor and themselves alone: they can be encoded independently.
+    pub independent_chunks: bool,
+}
+
+impl Training {
+    /// `{"reuse": "independent" or "exact", "anchor": text}`; the anchor is stated for people.
+    fn parse(text: Option<&str>) -> Result<Self, Error> {
+        let mut keys = Keys::parse("strand.json", text.unwrap_or("{}"))?;
+        keys.text("anchor")?;
+        let independent_chunks = match keys.text("reuse")?.as_deref() {
+            None | Some("exact") => false,
+            Some("independent") => true,
+            Some(other) => {
+                let expected = "expected \"independent\" or \"exact\"";
+                return Err(keys.invalid("reuse", &other.into(), expected));
+            }
+        };
+        keys.finish(|_, _| false)?;
+        Ok(Self { independent_chunks })
+    }
+}
+
 pub struct ModelFiles {
     /// How the model is called in answers: its hub id, or the name of its folder or file.
     pub name: String,
@@ -139,6 +164,7 @@ pub struct ModelFiles {
     pub tokenizer: Option<Tokenizer>,
     pub chat_template: Option<ChatTemplate>,
     pub generation: GenerationDefaults,
+    pub training: Training,
 }
 
 impl ModelFiles {
@@ -171,6 +197,7 @@ impl ModelFiles {
                     name: "random".to_string(),
                     weights: Weights::random(&config, *seed),
                     generation: GenerationDefaults::new(None, None, None, &config)?,
+                    training: Training::default(),
                     config,
                     tokenizer: None,
                     chat_template: None,
@@ -196,6 +223,7 @@ impl ModelFiles {
         let generation = texts.generation_config.as_deref();
         Ok(ModelFiles {
             name,
+            training: Training::parse(texts.strand.as_deref())?,
             generation: GenerationDefaults::new(
                 generation,
                 tokenizer_config,
@@ -220,6 +248,7 @@ impl ModelFiles {
             generation: GenerationDefaults::new(None, None, None, &file.config)?,
             config: file.config,
             weights: Weights::from_gguf(file.tensors),
+            training: Training::default(),
             tokenizer: tokenizer.transpose()?,
             chat_template: chat_template.transpose()?.flatten(),
         })
@@ -233,6 +262,7 @@ struct Texts {
     tokenizer: Option<Cow<'static, [u8]>>,
     tokenizer_config: Option<Cow<'static, str>>,
     chat_template: Option<Cow<'static, str>>,
+    strand: Option<Cow<'static, str>>,
 }
 
 impl Texts {
@@ -259,6 +289,7 @@ impl Texts {
             tokenizer: text("tokenizer.json")?.map(into_bytes),
             tokenizer_config: text("tokenizer_config.json")?,
             chat_template: text("chat_template.jinja")?,
+            strand: text("strand.json")?,
         })
     }
 
@@ -269,6 +300,7 @@ impl Texts {
             tokenizer: Some(Cow::Borrowed(include_bytes!("demo/tokenizer.json"))),
             tokenizer_config: Some(Cow::Borrowed(include_str!("demo/tokenizer_config.json"))),
             chat_template: None,
+            strand: Some(Cow::Borrowed(include_str!("demo/strand.json"))),
         }
     }
 }

@@ -39,7 +39,7 @@ pub use chat_template::{ChatTemplate, Content, Conversation, Message};
 pub use config::{Architecture, ModelConfig};
 pub use decoder::Decoder;
 pub use error::Error;
-pub use files::{GenerationDefaults, ModelFiles, ModelSource, PRESETS};
+pub use files::{GenerationDefaults, ModelFiles, ModelSource, PRESETS, Training};
 pub use hub::{CachedModel, Hub};
 pub use rope::{RopeConfig, RopeScaling, YarnScaling};
 pub use template_segments::{SegmentKind, TemplateSegment};

@@ -105,6 +105,13 @@ impl BlockManager {
         assert_eq!(removed, Some(id), "the index names another block");
     }
 
+    /// True when a complete block of that name is there.
+    pub fn holds(&self, hash: BlockHash, tokens: &[u32]) -> bool {
+        let identity = |id: &BlockId| self.blocks[id.0 as usize].identity.as_ref();
+        let found = self.by_hash.get(&hash).and_then(identity);
+        found.is_some_and(|identity| *identity.tokens == *tokens)
+    }
+
     /// Finds a complete block by name and takes a reference; the tokens must agree too.
     pub fn acquire(&mut self, hash: BlockHash, tokens: &[u32]) -> Option<BlockId> {
         let id = *self.by_hash.get(&hash)?;

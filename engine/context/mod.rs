@@ -3,6 +3,11 @@
 //! Speaks of turns, templates and token budgets. Never reaches into the scheduler: what it
 //! builds is handed to the engine as a [`Request`](crate::Request)'s segments.
 
+mod chunk;
+#[expect(clippy::module_inception, reason = "a context is what this folder is named after")]
+mod context;
 mod conversation;
 
+pub use chunk::{Chunk, ChunkId, ChunkKind};
+pub use context::{Context, Entry, Loaded, ReusePolicy};
 pub use conversation::{Conversation, Prompt, Role, Turn};
