@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use strand_engine::EngineConfig;
+use strand_engine::context::ReusePolicy;
 use strand_kernels::{KvDtype, WeightDtype};
+use strand_models::Training;
 
 use crate::byte_size;
 
@@ -72,6 +74,8 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
+    pub reuse: ReuseArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
 }
 
@@ -92,6 +96,8 @@ pub struct GenerateArgs {
     pub prompt_logprobs: Option<u32>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub reuse: ReuseArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -144,6 +150,25 @@ pub struct EngineArgs {
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N", value_parser = parse_positive, allow_negative_numbers = true)]
     pub threads: Option<usize>,
+}
+
+// No doc comment: clap would show it in place of the command's own.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[command(next_help_heading = ENGINE)]
+pub struct ReuseArgs {
+    /// What a chunk's KV depends on: exact (all before it) or independent (itself alone)
+    /// [default: independent for models trained so, else exact]
+    #[arg(long, value_name = "POLICY", value_parser = parse_policy)]
+    pub reuse: Option<ReusePolicy>,
+}
+
+impl ReuseArgs {
+    /// The policy asked for, or the one that the model was trained for.
+    pub fn policy(self, training: Training) -> ReusePolicy {
+        let independent = training.independent_chunks;
+        let of_model = if independent { ReusePolicy::Independent } else { ReusePolicy::Exact };
+        self.reuse.unwrap_or(of_model)
+    }
 }
 
 // No doc comment: clap would show it in place of the command's own.
@@ -334,6 +359,11 @@ fn parse_device(text: &str) -> Result<Device, String> {
     };
     let number = number.map_err(|_| "expected a device number after cuda:".to_owned())?;
     Err(format!("cuda:{number} is not built into this program; use auto or cpu"))
+}
+
+fn parse_policy(text: &str) -> Result<ReusePolicy, String> {
+    let names = ReusePolicy::ALL.map(ReusePolicy::as_str).join(" or ");
+    ReusePolicy::parse(text).ok_or(format!("expected {names}"))
 }
 
 fn parse_positive(text: &str) -> Result<usize, String> {
