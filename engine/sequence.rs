@@ -186,7 +186,8 @@ impl Sequence {
 
     /// Forgets the blocks, for recomputation. Returns them for release.
     pub fn take_table(&mut self) -> Vec<BlockId> {
-        self.todo = VecDeque::from([0..self.len()]);
+        self.todo.clear();
+        self.todo.push_back(0..self.len());
         let empty = vec![None; self.layout.num_blocks()];
         std::mem::replace(&mut self.table, empty).into_iter().flatten().collect()
     }

@@ -13,8 +13,9 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use strand_engine::context::{Conversation, Prompt};
+use strand_engine::context::{Context, Conversation, Prompt};
 use strand_engine::{EngineHandle, Request};
+use strand_models::{ChatTemplate, Tokenizer};
 
 use crate::answer::{self, Answer};
 use crate::args::{ChatArgs, CommonArgs, SamplingArgs};
@@ -39,7 +40,7 @@ pub fn run(args: ChatArgs, common: &CommonArgs, interrupt: &Interrupt) -> Result
 /// A conversation with a running model.
 struct Chat {
     engine: EngineHandle,
-    conversation: Conversation,
+    context: Context,
     sampling: SamplingArgs,
     /// Of the first answer; every further one adds one.
     seed: u64,
@@ -74,7 +75,40 @@ impl Chat {
         conversation.set_system(args.system);
         let seed = args.sampling.seed.unwrap_or_else(sampling::any_seed);
         let (sampling, totals) = (args.sampling, Totals::default());
-        Ok(Self { engine, conversation, sampling, seed, interrupt, totals })
+        let (template, tokenizer) = language(&engine);
+        let anchor = Context::anchor_of(template, tokenizer)?;
+        let context = Context::new(args.reuse.policy(engine.training()), conversation, anchor);
+        Ok(Self { engine, context, sampling, seed, interrupt, totals })
+    }
+
+    /// The model's template and tokenizer.
+    fn language(&self) -> (&ChatTemplate, &Tokenizer) {
+        language(&self.engine)
+    }
+
+    /// Computes a chunk's KV; what of it is in the pool is not computed again.
+    fn encode(&self, index: usize) -> Result<()> {
+        let request = self.context.encode(index);
+        answer::ask(&self.engine, request, &self.interrupt, &mut |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// True when all of a chunk's KV is in the pool.
+    fn is_resident(&self, index: usize) -> Result<bool> {
+        let place = self.context.segments_to(index).len() - 1;
+        let resident = self.engine.resident(self.context.encode(index))?;
+        Ok(resident[place] == self.context.entries()[index].chunk.ids.len())
+    }
+
+    /// Tokens of the anchor, the active chunks, the system text and the turns.
+    fn used_tokens(&self) -> Result<usize> {
+        let (template, tokenizer) = self.language();
+        let conversation = &self.context.conversation;
+        if conversation.turns().is_empty() && conversation.system().is_none() {
+            return Ok(self.context.anchor().len() + self.context.active_tokens());
+        }
+        let prompt = self.context.prompt(template, tokenizer, usize::MAX)?;
+        Ok(prompt.tokens() - prompt.opening.len())
     }
 
     /// Carries out one line of input and shows what came of it.
@@ -106,16 +140,16 @@ impl Chat {
 
     /// Asks and shows the answer; false if Ctrl-C ended it.
     fn say(&mut self, text: &str, screen: &mut Screen) -> Result<bool> {
-        self.conversation.push_user(text);
+        self.context.conversation.push_user(text);
         let answered = self.answer(screen);
         // An answer that was begun counts as said; a question without one was never asked.
         match &answered {
             Ok((prompt, answer)) if !answer.token_ids.is_empty() => {
                 let (opening, ids) = (&prompt.opening, &answer.token_ids);
-                self.conversation.push_answer(opening, ids, answer.text.as_str());
+                self.context.conversation.push_answer(opening, ids, answer.text.as_str());
                 self.totals.add(answer);
             }
-            _ => drop(self.conversation.pop()),
+            _ => drop(self.context.conversation.pop()),
         }
         Ok(answered?.1.finish_reason.is_some())
     }
@@ -157,17 +191,21 @@ impl Chat {
             let text = format!("--max-tokens {kept} leaves no room in the {length} of the model");
             return Err(UsageError(text).into());
         };
-        let template = self.engine.chat_template().expect("checked at start");
-        let tokenizer = self.engine.tokenizer().expect("checked at start");
-        Ok(self.conversation.prompt(template, tokenizer, room)?)
+        let (template, tokenizer) = self.language();
+        Ok(self.context.prompt(template, tokenizer, room)?)
     }
 
     /// True for templates that write `<think>` themselves, before the answer begins.
     fn opens_thinking(&self, prompt: &Prompt) -> bool {
-        let tokenizer = self.engine.tokenizer().expect("checked at start");
+        let (_, tokenizer) = self.language();
         let opening = tokenizer.decode(&prompt.opening);
         opening.trim_end().ends_with(thinking::OPEN)
     }
+}
+
+fn language(engine: &EngineHandle) -> (&ChatTemplate, &Tokenizer) {
+    let template = engine.chat_template().expect("checked at start");
+    (template, engine.tokenizer().expect("checked at start"))
 }
 
 /// What a loop does after a line.

@@ -8,18 +8,18 @@ use crate::chat::Chat;
 pub fn system(chat: &mut Chat, text: &str) -> Report {
     let text = (!text.is_empty()).then(|| text.to_owned());
     let said = if text.is_some() { "✓ System text set" } else { "✓ System text removed" };
-    chat.conversation.set_system(text);
-    Report::new("/system", said, json!({"system": chat.conversation.system()}))
+    chat.context.conversation.set_system(text);
+    Report::new("/system", said, json!({"system": chat.context.conversation.system()}))
 }
 
 pub fn reset(chat: &mut Chat) -> Report {
-    let turns = chat.conversation.turns().len();
-    chat.conversation.clear();
+    let turns = chat.context.conversation.turns().len();
+    chat.context.conversation.clear();
     Report::new("/reset", "✓ New conversation", json!({"forgotten_turns": turns}))
 }
 
 pub fn history(chat: &Chat) -> Report {
-    let conversation = &chat.conversation;
+    let conversation = &chat.context.conversation;
     let system = conversation.system().map(|text| ("system", text));
     let turns = conversation.turns().iter().map(|turn| (turn.role.as_str(), turn.text.as_str()));
     let lines: Vec<String> =

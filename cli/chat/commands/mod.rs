@@ -3,16 +3,26 @@
 //! Parsing is pure. A command returns what it has to say as a [`Report`], once as text for
 //! people and once as facts for programs, and never prints.
 
+mod chunks;
 mod conversation;
 mod information;
+mod words;
 
 use anyhow::{Result, anyhow};
 use serde_json::{Map, Value};
 
 use super::Chat;
+use chunks::Load;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
+    Load(Load),
+    Context,
+    Activate(Vec<String>),
+    Deactivate(Vec<String>),
+    Show(String),
+    /// Shows the policy where none is named.
+    Policy(Option<String>),
     /// Empty text removes the system text.
     System(String),
     Reset,
@@ -30,7 +40,21 @@ pub struct Entry {
     pub does: &'static str,
 }
 
-pub const TABLE: [Entry; 7] = [
+pub const TABLE: [Entry; 13] = [
+    Entry {
+        name: "/load",
+        arguments: "<file>...",
+        does: "read files as chunks, encode and activate them (--name N, --inactive)",
+    },
+    Entry { name: "/context", arguments: "", does: "show the chunks and what is free" },
+    Entry { name: "/activate", arguments: "<chunk>...", does: "let answers see chunks" },
+    Entry { name: "/deactivate", arguments: "<chunk>...", does: "hide chunks from answers" },
+    Entry { name: "/show", arguments: "<chunk>", does: "show a chunk's text and where it is" },
+    Entry {
+        name: "/policy",
+        arguments: "[exact|independent]",
+        does: "show or set what a chunk's KV depends on",
+    },
     Entry {
         name: "/system",
         arguments: "<text>",
@@ -75,10 +99,19 @@ fn known(name: &str, rest: &str) -> Result<Command> {
     let Some(entry) = TABLE.iter().find(|entry| entry.name == name) else {
         return Err(anyhow!("Unknown command: {name}\nType /help for available commands"));
     };
-    if entry.arguments.is_empty() != rest.is_empty() {
+    let is_optional = entry.arguments.starts_with('[');
+    if entry.arguments.is_empty() != rest.is_empty() && !is_optional {
         return Err(usage(entry));
     }
+    let words = words::split(rest);
     Ok(match entry.name {
+        "/load" => Command::Load(Load::parse(words).ok_or_else(|| usage(entry))?),
+        "/context" => Command::Context,
+        "/activate" => Command::Activate(words),
+        "/deactivate" => Command::Deactivate(words),
+        "/show" => Command::Show(only(words).ok_or_else(|| usage(entry))?),
+        "/policy" if rest.is_empty() => Command::Policy(None),
+        "/policy" => Command::Policy(Some(only(words).ok_or_else(|| usage(entry))?)),
         "/system" => Command::System(if rest == "\"\"" { "" } else { rest }.to_owned()),
         "/reset" => Command::Reset,
         "/history" => Command::History,
@@ -90,6 +123,10 @@ fn known(name: &str, rest: &str) -> Result<Command> {
     })
 }
 
+fn only(mut words: Vec<String>) -> Option<String> {
+    (words.len() == 1).then(|| words.remove(0))
+}
+
 fn usage(entry: &Entry) -> anyhow::Error {
     anyhow!("{}", format!("Usage: {} {}", entry.name, entry.arguments).trim_end().to_owned())
 }
@@ -97,6 +134,12 @@ fn usage(entry: &Entry) -> anyhow::Error {
 impl Command {
     pub(super) fn obey(&self, chat: &mut Chat) -> Result<Report> {
         match self {
+            Self::Load(load) => chunks::load(chat, load),
+            Self::Context => chunks::context(chat),
+            Self::Activate(names) => chunks::switch(chat, names, true),
+            Self::Deactivate(names) => chunks::switch(chat, names, false),
+            Self::Show(name) => chunks::show(chat, name),
+            Self::Policy(name) => chunks::policy(chat, name.as_deref()),
             Self::System(text) => Ok(conversation::system(chat, text)),
             Self::Reset => Ok(conversation::reset(chat)),
             Self::History => Ok(conversation::history(chat)),
