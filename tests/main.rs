@@ -1,6 +1,7 @@
 //! All integration tests, one binary.
 
 mod binary;
+mod chunks;
 mod cli_bench;
 mod cli_chat;
 mod cli_errors;
