@@ -9,7 +9,7 @@ use std::sync::Arc;
 use strand_models::Tokenizer;
 
 use crate::batch::{Batch, RowOutput, Runner, Sampled};
-use crate::cache::Layout;
+use crate::cache::{ChunkId, Layout};
 use crate::config::EnginePlan;
 use crate::error::Error;
 use crate::output::OutputText;
@@ -204,6 +204,12 @@ impl<R: Runner> Engine<R> {
         let id = SequenceId(u64::MAX); // named nowhere
         let sequence = Sequence::new(id, 0, request, &rules, self.plan.block_size);
         Ok(self.scheduler.resident(sequence))
+    }
+
+    /// Makes a chunk's KV unfindable. Requests that use it now go on. Returns the blocks freed or
+    /// to be freed.
+    pub fn erase(&mut self, chunk: ChunkId) -> usize {
+        self.scheduler.erase(chunk)
     }
 
     /// Ends a request without another word.

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
 use tokio::sync::oneshot;
 
 use crate::batch::Runner;
+use crate::cache::ChunkId;
 use crate::config::EnginePlan;
 use crate::engine::{Engine, Stats};
 use crate::error::Error;
@@ -26,6 +27,7 @@ const COMMAND_QUEUE: usize = 1024;
 enum Command {
     Submit { request: Box<Request>, events: mpsc::Sender<Event> },
     Resident { request: Box<Request>, answer: oneshot::Sender<Result<Vec<usize>, Error>> },
+    Erase { chunk: ChunkId, answer: oneshot::Sender<usize> },
     Stats(oneshot::Sender<Stats>),
 }
 
@@ -129,6 +131,15 @@ impl EngineHandle {
         answer.blocking_recv().map_err(|_| Error::Stopped)?
     }
 
+    /// Makes a chunk's KV unfindable; returns how many blocks held it. Waits as
+    /// [`EngineHandle::stats`] does.
+    pub fn erase(&self, chunk: ChunkId) -> Result<usize, Error> {
+        let (sender, answer) = oneshot::channel();
+        let command = Command::Erase { chunk, answer: sender };
+        self.commands.blocking_send(command).map_err(|_| Error::Stopped)?;
+        answer.blocking_recv().map_err(|_| Error::Stopped)
+    }
+
     /// What the engine is doing. Waits for the step in progress.
     pub fn stats(&self) -> Result<Stats, Error> {
         let (sender, answer) = oneshot::channel();
@@ -204,6 +215,7 @@ impl<R: Runner> EngineLoop<R> {
             Command::Resident { request, answer } => {
                 drop(answer.send(self.engine.resident(&request)));
             }
+            Command::Erase { chunk, answer } => drop(answer.send(self.engine.erase(chunk))),
             Command::Stats(answer) => drop(answer.send(self.stats())),
         }
     }

@@ -1,6 +1,6 @@
 //! What goes in and what comes out: the engine's door.
 
-use crate::cache::{Sees, SegmentLayout};
+use crate::cache::{ChunkId, Sees, SegmentLayout};
 use crate::error::Error;
 use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 
@@ -11,12 +11,14 @@ pub struct Segment {
     pub sees: Sees,
     /// True for a first segment (a BOS token) that chunks see too.
     pub is_anchor: bool,
+    /// The chunk it is, if it is one: its blocks can be erased by that name.
+    pub chunk: Option<ChunkId>,
 }
 
 impl Segment {
     /// A segment that sees all before it.
     pub fn new(tokens: Vec<u32>) -> Self {
-        Self { tokens, sees: Sees::Everything, is_anchor: false }
+        Self { tokens, sees: Sees::Everything, is_anchor: false, chunk: None }
     }
 
     /// The first segment, which even independent chunks see.
@@ -30,7 +32,12 @@ impl Segment {
     }
 
     pub(crate) fn layout(&self) -> SegmentLayout {
-        SegmentLayout { len: self.tokens.len(), sees: self.sees, is_anchor: self.is_anchor }
+        SegmentLayout {
+            len: self.tokens.len(),
+            sees: self.sees,
+            is_anchor: self.is_anchor,
+            chunk: self.chunk,
+        }
     }
 }
 

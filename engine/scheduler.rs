@@ -10,7 +10,7 @@ use std::ops::Range;
 use strand_kernels::PageEntry;
 
 use crate::batch::{Batch, BatchRow, PromptLogprobs, SampleRequest};
-use crate::cache::{BlockId, BlockManager};
+use crate::cache::{BlockId, BlockManager, ChunkId};
 use crate::sequence::{Sequence, SequenceId};
 
 type Rank = (i32, SequenceId);
@@ -112,6 +112,12 @@ impl Scheduler {
         tokens
     }
 
+    /// Makes a chunk's blocks unfindable, those that live sequences have yet to compute too.
+    pub fn erase(&mut self, chunk: ChunkId) -> usize {
+        self.sequences.values_mut().for_each(|sequence| sequence.erased.push(chunk));
+        self.blocks.erase(chunk)
+    }
+
     /// Plans the next step: first those that run, in rank, then those that wait.
     pub fn schedule(&mut self) -> Batch {
         let mut batch = Batch::default();
@@ -202,10 +208,12 @@ impl Scheduler {
             let blocks = sequence.layout.block_of(run.start)..sequence.layout.block_of(run.end - 1);
             for block in blocks.start..=blocks.end {
                 let tokens = sequence.layout.tokens(block);
-                if tokens.end <= run.end && sequence.layout.is_complete(block) {
+                let chunk = sequence.layout.chunk(block);
+                let is_erased = chunk.is_some_and(|chunk| sequence.erased.contains(&chunk));
+                if tokens.end <= run.end && sequence.layout.is_complete(block) && !is_erased {
                     let hash = sequence.hash(block);
                     let id = sequence.table[block].expect("computed rows have a block");
-                    self.blocks.seal(id, hash, &sequence.tokens[tokens]);
+                    self.blocks.seal(id, hash, &sequence.tokens[tokens], chunk);
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use strand_layers::sampler::SamplingParams;
 
-use crate::cache::{BlockHash, BlockId, Layout};
+use crate::cache::{BlockHash, BlockId, ChunkId, Layout};
 use crate::request::{Request, Segment};
 
 /// Names a sequence for its whole life; never used again.
@@ -44,6 +44,8 @@ pub struct Sequence {
     pub found: Option<usize>,
     /// How many prompt tokens' log-probabilities have been reported.
     pub reported: usize,
+    /// Chunks erased while it lives: their blocks are not to be found again.
+    pub erased: Vec<ChunkId>,
     pub sampling: Arc<SamplingParams>,
     pub rules: Arc<Rules>,
     /// Names of the complete blocks so far, in order.
@@ -84,6 +86,7 @@ impl Sequence {
             todo: VecDeque::new(),
             found: None,
             reported: 0,
+            erased: Vec::new(),
             sampling: Arc::new(asked.sampling.clone()),
             rules: rules.clone(),
             hashes: Vec::new(),

@@ -4,6 +4,7 @@ mod binary;
 mod chunks;
 mod cli_bench;
 mod cli_chat;
+mod cli_chunks;
 mod cli_errors;
 mod cli_generate;
 mod dense;

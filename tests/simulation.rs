@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 
 use strand_engine::batch::{Batch, BatchRow, RowOutput, Runner, Sampled};
+use strand_engine::cache::ChunkId;
 use strand_engine::sequence::RequestId;
 use strand_engine::{
     Engine, EnginePlan, Error, Event, FinishReason, Limits, Request, SamplingParams, Sees, Segment,
@@ -171,13 +172,18 @@ fn chunks_and_turn(random: &mut Random, texts: &[Vec<u32>]) -> Vec<Segment> {
         prompt.push(Segment::anchor(vec![1]));
     }
     for _ in 0..random.between(0, 5) {
-        let text = &texts[random.between(0, texts.len())];
+        let text = random.between(0, texts.len());
         let start = [0, 3][random.between(0, 2)];
         let end = start + [1, 4, 9][random.between(0, 3)];
-        prompt.push(Segment::independent(text[start..end].to_vec()));
+        let segment = Segment::independent(texts[text][start..end].to_vec());
+        prompt.push(Segment { chunk: Some(chunk_id(text, start, end)), ..segment });
     }
     prompt.push(Segment::new(random.tokens(3, VOCAB)));
     prompt
+}
+
+fn chunk_id(text: usize, start: usize, end: usize) -> ChunkId {
+    ChunkId::of(&[text as u8, start as u8, end as u8])
 }
 
 /// The beginning of a text and something of its own, in one segment or two.
@@ -217,6 +223,7 @@ struct Seen {
     failed: u64,
     preemptions: u64,
     cached_tokens: u64,
+    erased_blocks: usize,
 }
 
 fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
@@ -244,6 +251,11 @@ fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
             engine.cancel(id);
             live.remove(&id);
             seen.cancelled += 1;
+        }
+        if random.chance(5) {
+            let chunk = chunk_id(random.between(0, 3), 0, [1, 4, 9][random.between(0, 3)]);
+            seen.erased_blocks += engine.erase(chunk);
+            assert_eq!(engine.erase(chunk), 0, "erased is erased");
         }
         step(&mut engine, &plan, &mut live, seen);
     }
@@ -316,7 +328,7 @@ fn random_load_answers_right_and_gives_every_block_back() {
     println!("{seen:?} over {seed} seeds");
     assert!(seen.finished > 5_000 && seen.cancelled > 500 && seen.refused > 500, "{seen:?}");
     assert!(seen.failed > 50 && seen.preemptions > 1_000, "{seen:?}");
-    assert!(seen.cached_tokens > 10_000, "{seen:?}");
+    assert!(seen.cached_tokens > 10_000 && seen.erased_blocks > 100, "{seen:?}");
 }
 
 #[test]

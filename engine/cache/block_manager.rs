@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 
 use super::block_list::BlockList;
-use super::{BlockHash, BlockId};
+use super::{BlockHash, BlockId, ChunkId};
 
 /// A block's life: `Free -> Filling -> Sealed -> Idle -> Free`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockState {
     /// Holds nothing.
     Free,
-    /// In use by one sequence that still writes to it, or not findable.
+    /// In use, and not findable: still written to, a double, or erased.
     Filling,
     /// In use, complete and findable.
     Sealed,
@@ -34,6 +34,7 @@ struct Block {
 struct Identity {
     hash: BlockHash,
     tokens: Box<[u32]>,
+    chunk: Option<ChunkId>,
 }
 
 /// Owner of every block's state.
@@ -130,15 +131,36 @@ impl BlockManager {
 
     /// Makes a complete block findable. Where another block already holds the same, this one
     /// stays unfindable and is freed when released.
-    pub fn seal(&mut self, id: BlockId, hash: BlockHash, tokens: &[u32]) {
+    pub fn seal(&mut self, id: BlockId, hash: BlockHash, tokens: &[u32], chunk: Option<ChunkId>) {
         let block = &mut self.blocks[id.0 as usize];
         assert_eq!(block.state, BlockState::Filling, "block {} is not being filled", id.0);
         if self.by_hash.contains_key(&hash) {
             return;
         }
         self.by_hash.insert(hash, id);
-        block.identity = Some(Identity { hash, tokens: tokens.into() });
+        block.identity = Some(Identity { hash, tokens: tokens.into(), chunk });
         block.state = BlockState::Sealed;
+    }
+
+    /// Makes every block of a chunk unfindable, whatever it saw. Idle ones are free at once,
+    /// those in use when their last user has left. Returns how many there were.
+    pub fn erase(&mut self, chunk: ChunkId) -> usize {
+        let of_chunk = |block: &Block| {
+            block.identity.as_ref().is_some_and(|identity| identity.chunk == Some(chunk))
+        };
+        let ids = (0..self.blocks.len()).filter(|&index| of_chunk(&self.blocks[index]));
+        let ids: Vec<BlockId> = ids.map(|index| BlockId(index as u32)).collect();
+        for &id in &ids {
+            self.forget(id);
+            if self.state(id) == BlockState::Idle {
+                self.idle.remove(id);
+                self.free.push_back(id);
+                self.blocks[id.0 as usize].state = BlockState::Free;
+            } else {
+                self.blocks[id.0 as usize].state = BlockState::Filling;
+            }
+        }
+        ids.len()
     }
 
     /// Gives references back. The last block goes first, so that a prefix outlives its tail.
@@ -174,9 +196,6 @@ impl BlockManager {
             assert_eq!(in_use, users[index] > 0, "state of block {index}");
             let known = matches!(block.state, BlockState::Sealed | BlockState::Idle);
             assert_eq!(known, block.identity.is_some(), "identity of block {index}");
-            if block.state == BlockState::Filling {
-                assert_eq!(users[index], 1, "block {index} is written by one sequence");
-            }
             if let Some(identity) = &block.identity {
                 assert_eq!(self.by_hash.get(&identity.hash).map(|id| id.0 as usize), Some(index));
             }
@@ -210,7 +229,7 @@ mod tests {
         let mut manager = BlockManager::new(2);
         let table = manager.try_allocate(1).expect("two are free");
         let id = table[0];
-        manager.seal(id, name(&[1, 2]), &[1, 2]);
+        manager.seal(id, name(&[1, 2]), &[1, 2], None);
         manager.release(table);
         assert_eq!((manager.state(id), manager.available()), (BlockState::Idle, 2));
         assert_eq!(manager.acquire(name(&[1, 2]), &[1, 2]), Some(id));
@@ -222,7 +241,7 @@ mod tests {
     fn equal_hashes_with_other_tokens_are_a_miss() {
         let mut manager = BlockManager::new(1);
         let table = manager.try_allocate(1).expect("one is free");
-        manager.seal(table[0], name(&[1, 2]), &[1, 2]);
+        manager.seal(table[0], name(&[1, 2]), &[1, 2], None);
         assert_eq!(manager.acquire(name(&[1, 2]), &[3, 4]), None);
     }
 
@@ -231,8 +250,8 @@ mod tests {
         let mut manager = BlockManager::new(2);
         let table = manager.try_allocate(2).expect("two are free");
         let (prefix, tail) = (table[0], table[1]);
-        manager.seal(prefix, name(&[1]), &[1]);
-        manager.seal(tail, name(&[2]), &[2]);
+        manager.seal(prefix, name(&[1]), &[1], None);
+        manager.seal(tail, name(&[2]), &[2], None);
         manager.release(table);
         assert_eq!(manager.try_allocate(1), Some(vec![tail]));
         assert_eq!(manager.acquire(name(&[2]), &[2]), None);
@@ -243,11 +262,29 @@ mod tests {
     fn of_two_equal_blocks_one_is_findable() {
         let mut manager = BlockManager::new(2);
         let table = manager.try_allocate(2).expect("two are free");
-        manager.seal(table[0], name(&[1]), &[1]);
-        manager.seal(table[1], name(&[1]), &[1]);
+        manager.seal(table[0], name(&[1]), &[1], None);
+        manager.seal(table[1], name(&[1]), &[1], None);
         manager.check_invariants([table.as_slice()].into_iter());
         manager.release(table);
         assert_eq!((manager.num_idle(), manager.available()), (1, 2));
+    }
+
+    #[test]
+    fn an_erased_chunk_is_found_no_more_and_leaves_with_its_last_user() {
+        let mut manager = BlockManager::new(3);
+        let (chunk, other) = (ChunkId::of(b"a"), ChunkId::of(b"b"));
+        let table = manager.try_allocate(3).expect("three are free");
+        manager.seal(table[0], name(&[1]), &[1], Some(chunk));
+        manager.seal(table[1], name(&[2]), &[2], Some(chunk));
+        manager.seal(table[2], name(&[3]), &[3], Some(other));
+        manager.release(vec![table[0], table[2]]);
+        assert_eq!(manager.erase(chunk), 2);
+        assert_eq!(manager.state(table[0]), BlockState::Free);
+        assert_eq!(manager.acquire(name(&[2]), &[2]), None);
+        manager.check_invariants([&table[1..2]].into_iter());
+        manager.release(vec![table[1]]);
+        assert_eq!((manager.available(), manager.num_idle()), (3, 1));
+        assert_eq!(manager.acquire(name(&[3]), &[3]), Some(table[2]));
     }
 
     #[test]

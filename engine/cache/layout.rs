@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::ChunkId;
+
 /// What the rows of a segment see besides the rows before them in the segment itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Sees {
@@ -19,6 +21,7 @@ pub struct SegmentLayout {
     pub sees: Sees,
     /// True for a first segment that every other one sees.
     pub is_anchor: bool,
+    pub chunk: Option<ChunkId>,
 }
 
 /// Token ranges of a sequence's blocks, in order.
@@ -39,6 +42,7 @@ pub struct Layout {
 struct Placed {
     tokens: Range<usize>,
     sees: Sees,
+    chunk: Option<ChunkId>,
     /// Position at which its first key is rotated: how many keys it sees before its own.
     stored_start: usize,
 }
@@ -71,7 +75,8 @@ impl Layout {
             if index == 0 && segment.is_anchor {
                 anchor = segment.len;
             }
-            layout.segments.push(Placed { tokens, sees: segment.sees, stored_start });
+            let SegmentLayout { sees, chunk, .. } = segment;
+            layout.segments.push(Placed { tokens, sees, chunk, stored_start });
         }
         layout
     }
@@ -106,6 +111,11 @@ impl Layout {
     /// The segment of a block.
     pub fn segment(&self, block: usize) -> u16 {
         self.spans[block].segment
+    }
+
+    /// The chunk a block belongs to.
+    pub fn chunk(&self, block: usize) -> Option<ChunkId> {
+        self.segments[usize::from(self.segment(block))].chunk
     }
 
     /// True when nothing will be added to the block: it is full, or its segment has ended.
@@ -162,15 +172,15 @@ mod tests {
     use super::*;
 
     fn whole(len: usize) -> SegmentLayout {
-        SegmentLayout { len, sees: Sees::Everything, is_anchor: false }
+        SegmentLayout { len, sees: Sees::Everything, is_anchor: false, chunk: None }
     }
 
     fn chunk(len: usize) -> SegmentLayout {
-        SegmentLayout { len, sees: Sees::Anchor, is_anchor: false }
+        SegmentLayout { sees: Sees::Anchor, ..whole(len) }
     }
 
     fn anchor(len: usize) -> SegmentLayout {
-        SegmentLayout { len, sees: Sees::Everything, is_anchor: true }
+        SegmentLayout { is_anchor: true, ..whole(len) }
     }
 
     fn spans(layout: &Layout) -> Vec<Range<usize>> {

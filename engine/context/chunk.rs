@@ -1,32 +1,9 @@
 //! A chunk: content-addressed text that is encoded once and switched on and off.
 
-use std::fmt;
-
-use sha2::{Digest, Sha256};
 use strand_models::{ChatTemplate, Tokenizer};
 
+use crate::cache::ChunkId;
 use crate::error::Error;
-
-/// SHA-256 of the content's bytes: what `sha256sum` prints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ChunkId([u8; 32]);
-
-impl ChunkId {
-    pub fn of(content: &[u8]) -> Self {
-        Self(Sha256::digest(content).into())
-    }
-
-    /// The first 16 digits, for people.
-    pub fn short(&self) -> String {
-        self.to_string()[..16].to_owned()
-    }
-}
-
-impl fmt::Display for ChunkId {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
 
 /// What a chunk is, which the model is told in its first line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +15,8 @@ pub enum ChunkKind {
 }
 
 impl ChunkKind {
+    pub const ALL: [Self; 4] = [Self::File, Self::Persona, Self::Memory, Self::Note];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -45,6 +24,10 @@ impl ChunkKind {
             Self::Memory => "memory",
             Self::Note => "note",
         }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
@@ -83,17 +66,5 @@ impl Chunk {
         let message = format!("# {}: {name}\n{text}", kind.as_str());
         let ids = template.chunk_ids(tokenizer, &message)?;
         Ok(Self { id, name: name.to_owned(), kind, text, ids })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_is_what_sha256sum_prints() {
-        let id = ChunkId::of(b"abc");
-        let known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!((id.to_string().as_str(), id.short().as_str()), (known, &known[..16]));
     }
 }

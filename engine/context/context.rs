@@ -7,8 +7,9 @@
 
 use strand_models::{ChatTemplate, Tokenizer};
 
-use super::chunk::{Chunk, ChunkId};
+use super::chunk::Chunk;
 use super::conversation::{Conversation, Prompt};
+use crate::cache::ChunkId;
 use crate::error::Error;
 use crate::request::{Request, Segment};
 
@@ -177,10 +178,11 @@ impl Context {
     }
 
     fn segment(&self, chunk: &Chunk) -> Segment {
-        match self.policy {
+        let segment = match self.policy {
             ReusePolicy::Exact => Segment::new(chunk.ids.clone()),
             ReusePolicy::Independent => Segment::independent(chunk.ids.clone()),
-        }
+        };
+        Segment { chunk: Some(chunk.id), ..segment }
     }
 
     /// What stands before a chunk's end in a prompt that encodes it now: the anchor, the active

@@ -8,6 +8,7 @@ mod chunk;
 mod context;
 mod conversation;
 
-pub use chunk::{Chunk, ChunkId, ChunkKind};
+pub use crate::cache::ChunkId;
+pub use chunk::{Chunk, ChunkKind};
 pub use context::{Context, Entry, Loaded, ReusePolicy};
 pub use conversation::{Conversation, Prompt, Role, Turn};

@@ -265,6 +265,26 @@ pub fn show(chat: &Chat, name: &str) -> Result<Report> {
     Ok(Report::new("/show", lines.join("\n"), facts))
 }
 
+/// Removes a chunk from the context and its KV from the pool.
+pub fn erase(chat: &mut Chat, name: &str) -> Result<Report> {
+    let index = chat.context.find(name)?;
+    let id = chat.context.entries()[index].chunk.id;
+    chat.engine.erase(id)?;
+    chat.context.remove(index);
+    let text = format!("✓ Chunk erased: {}...", id.short());
+    Ok(Report::new("/erase", text, json!({"id": id.to_string()})))
+}
+
+/// The same for all chunks.
+pub fn clear(chat: &mut Chat) -> Result<Report> {
+    let count = chat.context.entries().len();
+    for entry in chat.context.entries() {
+        chat.engine.erase(entry.chunk.id)?;
+    }
+    chat.context.clear();
+    Ok(Report::new("/clear", "✓ All chunks cleared", json!({"cleared": count})))
+}
+
 /// Shows or sets the reuse policy.
 pub fn policy(chat: &mut Chat, name: Option<&str>) -> Result<Report> {
     if let Some(name) = name {

@@ -21,6 +21,8 @@ pub enum Command {
     Activate(Vec<String>),
     Deactivate(Vec<String>),
     Show(String),
+    Erase(String),
+    Clear,
     /// Shows the policy where none is named.
     Policy(Option<String>),
     /// Empty text removes the system text.
@@ -40,7 +42,7 @@ pub struct Entry {
     pub does: &'static str,
 }
 
-pub const TABLE: [Entry; 13] = [
+pub const TABLE: [Entry; 15] = [
     Entry {
         name: "/load",
         arguments: "<file>...",
@@ -50,6 +52,8 @@ pub const TABLE: [Entry; 13] = [
     Entry { name: "/activate", arguments: "<chunk>...", does: "let answers see chunks" },
     Entry { name: "/deactivate", arguments: "<chunk>...", does: "hide chunks from answers" },
     Entry { name: "/show", arguments: "<chunk>", does: "show a chunk's text and where it is" },
+    Entry { name: "/erase", arguments: "<chunk>", does: "remove a chunk and its KV" },
+    Entry { name: "/clear", arguments: "", does: "remove all chunks and their KV" },
     Entry {
         name: "/policy",
         arguments: "[exact|independent]",
@@ -110,6 +114,8 @@ fn known(name: &str, rest: &str) -> Result<Command> {
         "/activate" => Command::Activate(words),
         "/deactivate" => Command::Deactivate(words),
         "/show" => Command::Show(only(words).ok_or_else(|| usage(entry))?),
+        "/erase" => Command::Erase(only(words).ok_or_else(|| usage(entry))?),
+        "/clear" => Command::Clear,
         "/policy" if rest.is_empty() => Command::Policy(None),
         "/policy" => Command::Policy(Some(only(words).ok_or_else(|| usage(entry))?)),
         "/system" => Command::System(if rest == "\"\"" { "" } else { rest }.to_owned()),
@@ -139,6 +145,8 @@ impl Command {
             Self::Activate(names) => chunks::switch(chat, names, true),
             Self::Deactivate(names) => chunks::switch(chat, names, false),
             Self::Show(name) => chunks::show(chat, name),
+            Self::Erase(name) => chunks::erase(chat, name),
+            Self::Clear => chunks::clear(chat),
             Self::Policy(name) => chunks::policy(chat, name.as_deref()),
             Self::System(text) => Ok(conversation::system(chat, text)),
             Self::Reset => Ok(conversation::reset(chat)),
