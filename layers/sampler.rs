@@ -124,14 +124,18 @@ pub fn logprobs(logits: &[f32], token: u32, top_n: usize) -> TokenLogprobs {
     TokenLogprobs { token, logprob: of(logits[token as usize]), top: top.collect() }
 }
 
+/// The logit of a token that may not be chosen. Finite, so that there is a likeliest token even
+/// where all are suppressed.
+const SUPPRESSED: f32 = f32::MIN;
+
 /// Chooses the next token. `logits` is scratch afterwards.
 pub fn sample(logits: &mut [f32], params: &SamplingParams, context: &DrawContext) -> u32 {
     penalize(logits, params, context);
     for &(token, bias) in &params.logit_bias {
-        logits[token as usize] += bias;
+        logits[token as usize] = finite(logits[token as usize] + bias);
     }
     for &token in context.suppressed {
-        logits[token as usize] = f32::NEG_INFINITY;
+        logits[token as usize] = SUPPRESSED;
     }
     if params.temperature == 0.0 {
         return argmax(logits);
@@ -146,6 +150,11 @@ pub fn sample(logits: &mut [f32], params: &SamplingParams, context: &DrawContext
         }
     }
     candidates.last().expect("at least the most likely token is kept").0
+}
+
+/// Penalties and biases may be as large as they like: infinite logits have no distribution.
+fn finite(logit: f32) -> f32 {
+    logit.clamp(f32::MIN, f32::MAX)
 }
 
 fn penalize(logits: &mut [f32], params: &SamplingParams, context: &DrawContext) {
@@ -169,6 +178,7 @@ fn penalize(logits: &mut [f32], params: &SamplingParams, context: &DrawContext) 
         if in_output > 0 {
             *logit -= params.presence_penalty + params.frequency_penalty * in_output as f32;
         }
+        *logit = finite(*logit);
     }
 }
 
@@ -307,6 +317,24 @@ mod tests {
         let context = DrawContext { prompt: &[0, 1], output: &[2, 2], ..DrawContext::default() };
         penalize(&mut logits, &params, &context);
         assert_eq!(logits, [2.0, -8.0, 2.0 - 0.5 - 0.5, 4.0]);
+    }
+
+    #[test]
+    fn extreme_penalties_biases_and_suppression_leave_a_token_to_choose() {
+        let tiny = SamplingParams {
+            temperature: 1.0,
+            repetition_penalty: f32::MIN_POSITIVE,
+            ..SamplingParams::default()
+        };
+        let seen = DrawContext { prompt: &[1, 2], ..DrawContext::default() };
+        assert!([1, 2].contains(&sample(&mut [1.0, 4.0, 5.0], &tiny, &seen)));
+        let bias = vec![(0, f32::MAX), (0, f32::MAX)];
+        let pushed =
+            SamplingParams { temperature: 1.0, logit_bias: bias, ..SamplingParams::default() };
+        assert_eq!(draw(&[1.0, 2.0], &pushed, 0), 0);
+        let all = DrawContext { suppressed: &[0, 1], ..DrawContext::default() };
+        let drawn = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+        assert!(sample(&mut [1.0, 2.0], &drawn, &all) < 2);
     }
 
     #[test]
