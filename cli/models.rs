@@ -94,13 +94,11 @@ fn show(source: &ModelSource, json: bool) -> Result<()> {
 
 fn describe(model: &ModelFiles) -> Value {
     let config = &model.config;
-    let numbers = |shape: &Vec<usize>| shape.iter().map(|&n| n as u64).product::<u64>();
-    let parameters: u64 = config.tensors().iter().map(|(_, shape)| numbers(shape)).sum();
     let windows = config.sliding_window.iter().flatten();
     json!({
         "name": model.name,
         "architecture": format!("{:?}", config.architecture),
-        "parameters": parameters,
+        "parameters": config.num_parameters(),
         "dtype": config.dtype.name(),
         "context": config.max_position_embeddings,
         "sliding_window": windows.min(),

@@ -40,6 +40,29 @@ impl Default for EngineConfig {
     }
 }
 
+impl EngineConfig {
+    /// Refuses what no machine and no such model can do.
+    fn check(&self, model: &ModelConfig) -> Result<(), Error> {
+        for (name, value) in [
+            ("block_size", self.block_size),
+            ("max_num_seqs", self.max_num_seqs),
+            ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("max_queue", self.max_queue),
+            ("threads", self.threads.unwrap_or(1)),
+        ] {
+            at_least(name, value, 1)?;
+        }
+        at_most("block_size", self.block_size, MAX_BLOCK_SIZE)?;
+        at_most("threads", self.threads.unwrap_or(1), MAX_THREADS)?;
+        at_least("max_model_len", self.max_model_len.unwrap_or(2), 2)?;
+        let supported = model.max_position_embeddings;
+        match self.max_model_len {
+            Some(asked) if asked > supported => Err(Error::LengthBeyondModel { asked, supported }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What the machine offers, passed in so that a plan is a pure function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
@@ -64,7 +87,11 @@ pub struct EnginePlan {
     pub vocab_size: usize,
 }
 
-/// Share of the free memory that KV takes when the user says nothing.
+/// A page entry counts its rows in 16 bits.
+const MAX_BLOCK_SIZE: usize = u16::MAX as usize;
+/// More than any machine has; each takes a stack.
+const MAX_THREADS: usize = 1024;
+/// Share of the memory left beside the weights that KV takes when the user says nothing.
 const KV_SHARE: f64 = 0.5;
 /// A context longer than this is taken only when asked for: KV is paid for in advance.
 const DEFAULT_MAX_MODEL_LEN: usize = 32_768;
@@ -76,35 +103,32 @@ impl EnginePlan {
         model: &ModelConfig,
         machine: &Machine,
     ) -> Result<Self, Error> {
-        for (name, value) in [
-            ("block_size", asked.block_size),
-            ("max_num_seqs", asked.max_num_seqs),
-            ("max_num_batched_tokens", asked.max_num_batched_tokens),
-            ("max_queue", asked.max_queue),
-            ("threads", asked.threads.unwrap_or(1)),
-        ] {
-            at_least(name, value, 1)?;
-        }
-        at_least("max_model_len", asked.max_model_len.unwrap_or(2), 2)?;
+        asked.check(model)?;
         let supported = model.max_position_embeddings;
-        if let Some(length) = asked.max_model_len.filter(|&length| length > supported) {
-            return Err(Error::LengthBeyondModel { asked: length, supported });
-        }
         let dtype = asked.dtype.unwrap_or(model.dtype);
         let kv_dtype = asked.kv_dtype.unwrap_or(match dtype {
             WeightDtype::F32 => KvDtype::F32,
             WeightDtype::F16 => KvDtype::F16,
             WeightDtype::Bf16 => KvDtype::Bf16,
         });
-        let row = model.num_key_value_heads * model.head_dim * kv_dtype.size();
-        let block_bytes = (2 * model.num_hidden_layers * asked.block_size * row) as u64;
+        let block_bytes = block_bytes(model, asked.block_size, kv_dtype);
         let wanted_len = asked.max_model_len.unwrap_or(supported.min(DEFAULT_MAX_MODEL_LEN));
         let blocks_of = |tokens: usize| tokens.div_ceil(asked.block_size);
         let pool_bytes = asked.kv_memory.unwrap_or_else(|| {
-            let all = (asked.max_num_seqs * blocks_of(wanted_len)) as u64 * block_bytes;
-            all.min((machine.free_memory as f64 * KV_SHARE) as u64)
+            let all = block_bytes
+                .saturating_mul(asked.max_num_seqs as u64)
+                .saturating_mul(blocks_of(wanted_len) as u64);
+            let weights = model.num_parameters().saturating_mul(dtype.size() as u64);
+            let left = machine.free_memory.saturating_sub(weights);
+            all.min((left as f64 * KV_SHARE) as u64)
         });
+        if pool_bytes > machine.free_memory {
+            return Err(Error::PoolBeyondMemory { pool_bytes, free: machine.free_memory });
+        }
+        // a KV row's number has 32 bits
+        let addressable = u32::MAX as usize / asked.block_size;
         let num_blocks = usize::try_from(pool_bytes / block_bytes).unwrap_or(usize::MAX);
+        let num_blocks = num_blocks.min(addressable);
         let max_model_len = match asked.max_model_len {
             // the default gives way to the memory there is, a user's word does not
             None => wanted_len.min(num_blocks * asked.block_size),
@@ -134,6 +158,20 @@ impl EnginePlan {
     }
 }
 
+/// Bytes of a block in all layers, K and V; the largest number where no machine holds one.
+fn block_bytes(model: &ModelConfig, block_size: usize, kv_dtype: KvDtype) -> u64 {
+    let row = model.num_key_value_heads as u128 * model.head_dim as u128;
+    let rows = 2 * model.num_hidden_layers as u128 * block_size as u128;
+    u64::try_from(rows * row * kv_dtype.size() as u128).unwrap_or(u64::MAX)
+}
+
+fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), Error> {
+    if value > most {
+        return Err(Error::LimitTooLarge { name, value, most });
+    }
+    Ok(())
+}
+
 fn at_least(name: &'static str, value: usize, least: usize) -> Result<(), Error> {
     if value < least {
         return Err(Error::LimitTooSmall { name, value, least });
@@ -157,5 +195,45 @@ impl fmt::Display for EnginePlan {
             self.max_num_batched_tokens,
             self.threads,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strand_models::{ModelFiles, ModelSource};
+
+    use super::*;
+
+    const MACHINE: Machine = Machine { free_memory: 1 << 30, threads: 2 };
+
+    fn resolve(asked: EngineConfig, machine: &Machine) -> Result<EnginePlan, Error> {
+        let files = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
+        EnginePlan::resolve(&asked, &files.config, machine)
+    }
+
+    fn message(asked: EngineConfig) -> String {
+        resolve(asked, &MACHINE).expect_err("it can't work").to_string()
+    }
+
+    #[test]
+    fn numbers_beyond_any_machine_are_refused_and_not_computed_with() {
+        let base = EngineConfig::default();
+        let size = EngineConfig { block_size: usize::MAX, ..base.clone() };
+        assert!(message(size).ends_with("it must be at most 65535"));
+        let threads = EngineConfig { threads: Some(usize::MAX), ..base.clone() };
+        assert!(message(threads).ends_with("it must be at most 1024"));
+        let memory = EngineConfig { kv_memory: Some(1 << 50), ..base.clone() };
+        assert!(message(memory).contains("more than the 1073741824 bytes of memory"));
+        let seqs = EngineConfig { max_num_seqs: usize::MAX, ..base };
+        assert!(resolve(seqs, &MACHINE).expect("as many as fit").num_blocks > 0);
+    }
+
+    #[test]
+    fn the_pool_takes_half_of_what_the_weights_leave() {
+        let weights = 2 * 2_886_400; // bf16
+        let machine = Machine { free_memory: weights + (64 << 20), ..MACHINE };
+        let plan = resolve(EngineConfig::default(), &machine).expect("it fits");
+        let pool = plan.num_blocks as u64 * plan.block_bytes;
+        assert!(pool <= 32 << 20 && pool + plan.block_bytes > 32 << 20, "{pool}");
     }
 }

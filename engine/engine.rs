@@ -157,7 +157,7 @@ impl<R: Runner> Engine<R> {
             at_most("logprobs", top as usize, vocab_size)?;
         }
         if let Some(max_tokens) = limits.max_tokens
-            && prompt_tokens + max_tokens > max_model_len
+            && max_tokens > max_model_len - prompt_tokens
         {
             return Err(Error::TooManyTokens { prompt_tokens, max_tokens, max_model_len });
         }

@@ -38,6 +38,11 @@ pub enum Error {
         needed: usize,
         max_model_len: usize,
     },
+    #[error(
+        "a KV pool of {pool_bytes} bytes is more than the {free} bytes of memory that are free; \
+         lower --kv-memory"
+    )]
+    PoolBeyondMemory { pool_bytes: u64, free: u64 },
     #[error("max_model_len {asked} exceeds the {supported} positions the model was made for")]
     LengthBeyondModel { asked: usize, supported: usize },
     #[error("{0}")]

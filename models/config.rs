@@ -123,6 +123,13 @@ impl ModelConfig {
         all
     }
 
+    /// Numbers in all tensors; the largest one where sizes are beyond any machine.
+    pub fn num_parameters(&self) -> u64 {
+        let numbers = |shape: &[usize]| shape.iter().map(|&size| size as u64).product::<u64>();
+        let all = self.tensors();
+        all.iter().fold(0, |sum, (_, shape)| sum.saturating_add(numbers(shape)))
+    }
+
     fn layer_tensors(&self) -> Vec<(String, Vec<usize>)> {
         let hidden = self.hidden_size;
         let q = self.num_attention_heads * self.head_dim;

@@ -159,9 +159,7 @@ impl<'a> Loader<'a> {
         threads: &'a Threads,
         progress: &'a mut dyn FnMut(u64, u64),
     ) -> Self {
-        let elements: usize =
-            config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        let total = (elements * dtype.size()) as u64;
+        let total = config.num_parameters().saturating_mul(dtype.size() as u64);
         Self { config, weights, dtype, threads, progress, done: 0, total }
     }
 

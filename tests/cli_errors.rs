@@ -147,6 +147,21 @@ fn limits_are_named_with_their_flag() {
 }
 
 #[test]
+fn numbers_beyond_any_machine_are_refused_in_words() {
+    let largest = usize::MAX.to_string();
+    for (flag, value, text) in [
+        ("--kv-memory", "1000TiB", "lower --kv-memory"),
+        ("--block-size", largest.as_str(), "block_size is 18446744073709551615"),
+        ("--threads", largest.as_str(), "threads is 18446744073709551615"),
+        ("--max-tokens", largest.as_str(), "exceed the model's length"),
+    ] {
+        strand(&["generate", "-p", "x", flag, value]).refused(1, text);
+    }
+    let served = strand(&["generate", "-p", "x", "--max-tokens", "1", "--max-num-seqs", &largest]);
+    assert_eq!(served.status, 0, "{served:?}");
+}
+
+#[test]
 fn wrong_usage_is_status_two() {
     strand(&["generate"]).refused(2, "--prompt");
     strand(&["generate", "-p", "x", "--device", "cuda"]).refused(2, "not built into");
