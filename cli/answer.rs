@@ -65,7 +65,11 @@ pub fn ask(
 ) -> Result<Answer> {
     let before = engine.stats()?;
     let started = Instant::now();
-    let mut answer = Answer { prompt_tokens: request.prompt_tokens(), ..Answer::default() };
+    let mut answer = Answer {
+        prompt_tokens: request.prompt_tokens(),
+        prompt_logprobs: request.limits.prompt_logprobs.map(|_| Vec::new()),
+        ..Answer::default()
+    };
     let mut stream = engine.submit(request)?;
     while let Some(event) = next(&mut stream, interrupt) {
         match event {

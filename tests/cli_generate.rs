@@ -67,6 +67,19 @@ fn logprobs_come_with_the_alternatives_asked_for() {
 }
 
 #[test]
+fn a_prompt_computed_in_pieces_reports_all_its_logprobs() {
+    let reported = |prompt: &[&str]| {
+        let ask = ["--max-tokens", "1", "--prompt-logprobs", "0", "--max-num-batched-tokens", "4"];
+        let object = one_object(&[prompt, &ask[..]].concat());
+        let all = object["prompt_logprobs"].as_array().expect("a list").clone();
+        assert!(all[0].is_null() && all[1..].iter().all(Value::is_object), "{all:?}");
+        all.len()
+    };
+    assert_eq!(reported(&["--prompt-ids", "5,6,7,8,9,10,11,12,13,14"]), 10);
+    assert_eq!(reported(&["--prompt-ids", "5"]), 1);
+}
+
+#[test]
 fn a_seed_makes_an_answer_repeatable() {
     let drawn = |seed: &str| {
         let options = ["-p", "Once", "--temperature", "1.5", "--max-tokens", "24", "--ignore-eos"];
