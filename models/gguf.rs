@@ -17,7 +17,7 @@ use crate::stored::{Encoding, FileBytes, StoredMatrix};
 
 mod header;
 
-const SUPPORTED_TYPES: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K and Q6_K";
+const SUPPORTED_TYPES: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
 
 /// The per-frequency divisors of a scaled rotation; read into the config.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -156,8 +156,12 @@ impl Place {
             GgmlDType::F32 => Ok(Encoding::Plain(WeightDtype::F32)),
             GgmlDType::F16 => Ok(Encoding::Plain(WeightDtype::F16)),
             GgmlDType::BF16 => Ok(Encoding::Plain(WeightDtype::Bf16)),
+            // Q5_0 and its like stand in for Q4_K and Q5_K in rows that are no multiple of 256.
             GgmlDType::Q8_0
             | GgmlDType::Q4_0
+            | GgmlDType::Q4_1
+            | GgmlDType::Q5_0
+            | GgmlDType::Q5_1
             | GgmlDType::Q4K
             | GgmlDType::Q5K
             | GgmlDType::Q6K => Ok(Encoding::Blocks(info.ggml_dtype)),

@@ -118,7 +118,16 @@ fn write(path: &Path, tensors: &[(&str, &QTensor)], extra: &[(&str, gguf_file::V
 /// Rows read in strips equal candle's dequantization of the whole tensor, for every block type.
 #[test]
 fn quantized_rows_equal_the_dequantized_tensor() {
-    let kinds = [GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K];
+    let kinds = [
+        GgmlDType::Q8_0,
+        GgmlDType::Q4_0,
+        GgmlDType::Q4_1,
+        GgmlDType::Q5_0,
+        GgmlDType::Q5_1,
+        GgmlDType::Q4K,
+        GgmlDType::Q5K,
+        GgmlDType::Q6K,
+    ];
     for kind in kinds {
         let path = temporary(&format!("{kind:?}"));
         let values: Vec<f32> =
@@ -237,11 +246,11 @@ fn damaged_files_and_other_types_are_told_apart() {
     let other = with(&other);
     assert!(other.contains("has type IQ4_NL, supported are F32, F16"), "{other}");
     let mut other = whole.clone();
-    other[at + name.len() + 4 + 16] = 3;
+    other[at + name.len() + 4 + 16] = 9;
     std::fs::write(&path, &other).unwrap();
     let tensors = GgufFile::open(&path).unwrap().tensors;
     let error = tensors.find("model.layers.0.mlp.up_proj.weight", &[32, 32]).err().unwrap();
-    assert!(error.to_string().contains("has type Q4_1"), "{error}");
+    assert!(error.to_string().contains("has type Q8_1"), "{error}");
     let mut shifted = whole.clone();
     shifted[at + name.len() + 4 + 16 + 4] = 4;
     let shifted = with(&shifted);
