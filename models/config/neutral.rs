@@ -30,6 +30,7 @@ const NEUTRAL: &[&str] = &[
     "_flash_attn_2_enabled",
     "use_flash_attention_2",
     "model_max_length",
+    "max_sequence_length",
     "max_length",
     "min_length",
     "tie_encoder_decoder",
