@@ -22,7 +22,7 @@ mod settings;
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -85,7 +85,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(closed) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {}", describe(error));
+    // A closed standard error changes nothing about the status.
+    drop(writeln!(io::stderr(), "error: {}", describe(error)));
     ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
 }
 

@@ -3,7 +3,7 @@
 //! The bar and the plan go to standard error: the bar only in a terminal and only after a
 //! second, the plan only with -v.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -51,7 +51,8 @@ pub fn start(
     progress.finish();
     if common.verbose {
         let seconds = started.elapsed().as_secs_f64();
-        eprintln!("{} loaded in {seconds:.2} s: {}", engine.model_name(), engine.plan());
+        let (name, plan) = (engine.model_name(), engine.plan());
+        drop(writeln!(io::stderr(), "{name} loaded in {seconds:.2} s: {plan}"));
     }
     Ok(engine)
 }
