@@ -44,12 +44,11 @@ impl Runner for ModelRunner {
         let mut logits = to_rows(&logits)?;
         let mut outputs = Vec::with_capacity(batch.rows.len());
         let mut rows = logits.chunks_exact_mut(vocab_size);
+        let mut failure = None;
         for row in &batch.rows {
             let output = row_output(row, &mut rows);
-            outputs.push(match output {
-                Some(output) => Ok(output),
-                None => Err(self.name_the_layer(&inputs)),
-            });
+            let error = || failure.get_or_insert_with(|| self.name_the_layer(&inputs)).clone();
+            outputs.push(output.ok_or_else(error));
         }
         Ok(outputs)
     }
