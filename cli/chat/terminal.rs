@@ -30,7 +30,7 @@ pub fn run(chat: &mut Chat, common: &CommonArgs) -> Result<Outcome> {
     let config =
         Config::builder().completion_type(CompletionType::List).history_ignore_space(true).build();
     let mut editor = Editor::<Assistant, DefaultHistory>::with_config(config)?;
-    editor.set_helper(Some(Assistant { paths: FilenameCompleter::new() }));
+    editor.set_helper(Some(Assistant { paths: FilenameCompleter::new(), chunks: Vec::new() }));
     let history = open_history(&mut editor, common);
     let colour = colour_wanted();
     let (mut out, mut err) = (io::stdout(), io::stderr());
@@ -47,6 +47,9 @@ pub fn run(chat: &mut Chat, common: &CommonArgs) -> Result<Outcome> {
                 if chat.line(&line, &mut screen)? == Flow::Quit {
                     return Ok(Outcome::Done);
                 }
+                if let Some(assistant) = editor.helper_mut() {
+                    assistant.chunks = chunk_names(chat);
+                }
                 // the press that ended an answer counts as the first
                 interrupted = chat.interrupt.armed();
             }
@@ -59,6 +62,12 @@ pub fn run(chat: &mut Chat, common: &CommonArgs) -> Result<Outcome> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// What a chunk can be called: its name, its hash.
+fn chunk_names(chat: &Chat) -> Vec<String> {
+    let entries = chat.context.entries().iter();
+    entries.flat_map(|entry| [entry.chunk.name.clone(), entry.chunk.id.short()]).collect()
 }
 
 /// Reads the history; its path, if more can be written to it.
@@ -107,6 +116,8 @@ fn join_lines(line: &str) -> Cow<'_, str> {
 /// What the line editor asks while a line is typed.
 struct Assistant {
     paths: FilenameCompleter,
+    /// Names and hashes of the chunks there are.
+    chunks: Vec<String>,
 }
 
 impl Helper for Assistant {}
@@ -134,8 +145,10 @@ impl Completer for Assistant {
         position: usize,
         _: &Context<'_>,
     ) -> rustyline::Result<(usize, Vec<Pair>)> {
-        match complete_command(&line[..position]) {
-            Some(pairs) => Ok((0, pairs)),
+        let typed = &line[..position];
+        let found = complete_command(typed).map(|pairs| (0, pairs));
+        match found.or_else(|| complete_chunk(typed, &self.chunks)) {
+            Some(completion) => Ok(completion),
             None => self.paths.complete_path(line, position),
         }
     }
@@ -158,6 +171,20 @@ fn complete_command(typed: &str) -> Option<Vec<Pair>> {
     })
 }
 
+/// Chunks that the last word can still become, and where it starts; `None` for commands that
+/// take none.
+fn complete_chunk(typed: &str, chunks: &[String]) -> Option<(usize, Vec<Pair>)> {
+    let (name, _) = typed.split_once(char::is_whitespace)?;
+    let entry = commands::TABLE.iter().find(|entry| entry.name == name)?;
+    let start = typed.rfind(char::is_whitespace).map_or(0, |at| at + 1);
+    let pair = |chunk: &String| {
+        let quoted = chunk.contains(char::is_whitespace).then(|| format!("\"{chunk}\""));
+        Pair { display: chunk.clone(), replacement: quoted.unwrap_or(chunk.clone()) }
+    };
+    let matching = chunks.iter().filter(|chunk| chunk.starts_with(&typed[start..]));
+    entry.arguments.starts_with("<chunk>").then(|| (start, matching.map(pair).collect()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,6 +200,20 @@ mod tests {
         assert_eq!(completions("/h").unwrap(), ["/history", "/help"]);
         assert_eq!(completions("/system a"), None);
         assert_eq!(completions("look at /h"), None);
+    }
+
+    #[test]
+    fn chunks_are_completed_where_a_command_takes_them() {
+        let chunks = ["notes.txt", "ba7816bf8f01cfea", "my notes"].map(str::to_owned);
+        let complete = |typed: &str| {
+            let (start, pairs) = complete_chunk(typed, &chunks)?;
+            Some((start, pairs.into_iter().map(|pair| pair.replacement).collect::<Vec<_>>()))
+        };
+        assert_eq!(complete("/activate no"), Some((10, vec!["notes.txt".to_owned()])));
+        assert_eq!(complete("/show my"), Some((6, vec!["\"my notes\"".to_owned()])));
+        assert_eq!(complete("/deactivate #1 ba").map(|found| found.0), Some(15));
+        assert_eq!(complete("/load no"), None);
+        assert_eq!(complete("what about no"), None);
     }
 
     #[test]
