@@ -22,7 +22,7 @@ pub mod request;
 pub mod scheduler;
 pub mod sequence;
 
-pub use cache::Sees;
+pub use cache::{ChunkId, Sees};
 pub use config::{EngineConfig, EnginePlan, Machine};
 pub use engine::{Engine, Stats};
 pub use error::Error;

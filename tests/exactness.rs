@@ -17,6 +17,10 @@ const VOCAB: usize = 96;
 /// Small, but with everything that could depend on a schedule: grouped heads, a sliding window
 /// shorter than the prompts, norms on q and k where the architecture has them.
 fn config(architecture: &str) -> String {
+    config_of_length(architecture, 1024)
+}
+
+fn config_of_length(architecture: &str, length: usize) -> String {
     let (model_type, window) = match architecture {
         "MistralForCausalLM" => ("mistral", "40"),
         _ => ("qwen3", "null"),
@@ -26,7 +30,7 @@ fn config(architecture: &str) -> String {
         "vocab_size": {VOCAB}, "hidden_size": 48, "intermediate_size": 80,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-        "max_position_embeddings": 1024, "tie_word_embeddings": false,
+        "max_position_embeddings": {length}, "tie_word_embeddings": false,
         "hidden_act": "silu", "sliding_window": {window}, "torch_dtype": "bfloat16"}}"#
     )
 }
@@ -231,4 +235,26 @@ fn choices_share_the_prompt_and_draw_apart() {
         one
     });
     assert_eq!(first.iter().map(|(token, _)| *token).collect::<Vec<_>>(), outputs[&0]);
+}
+
+#[test]
+fn the_same_prompt_again_computes_one_block_or_what_is_new() {
+    let mut random = Random::new(7);
+    let prompt = random.tokens(2003, VOCAB);
+    let config = EngineConfig { max_model_len: Some(2048), ..base() };
+    let long = config_of_length("Qwen3ForCausalLM", 2048);
+    let source = ModelSource::Random { config_json: long, seed: 1 };
+    let files = ModelFiles::open(&source).expect("the config is sound");
+    let mut engine = strand_engine::load(files, &config, &mut |_, _| {}).expect("it fits").0;
+    let mut encoded = |tokens: usize| {
+        let before = engine.stats();
+        engine.submit(&request(&prompt[..tokens], 1)).expect("it fits");
+        drain(&mut engine);
+        let after = engine.stats();
+        let computed = after.encoded_tokens - before.encoded_tokens;
+        (computed, after.cached_tokens - before.cached_tokens)
+    };
+    assert_eq!(encoded(2000), (2000, 0));
+    assert_eq!(encoded(2000), (16, 1984));
+    assert_eq!(encoded(2003), (3, 2000));
 }

@@ -2,7 +2,7 @@
 
 use strand_models::{ChatTemplate, Tokenizer};
 
-use crate::cache::ChunkId;
+use crate::ChunkId;
 use crate::error::Error;
 
 /// What a chunk is, which the model is told in its first line.

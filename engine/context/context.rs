@@ -9,7 +9,7 @@ use strand_models::{ChatTemplate, Tokenizer};
 
 use super::chunk::Chunk;
 use super::conversation::{Conversation, Prompt};
-use crate::cache::ChunkId;
+use crate::ChunkId;
 use crate::error::Error;
 use crate::request::{Request, Segment};
 

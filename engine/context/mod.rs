@@ -8,7 +8,7 @@ mod chunk;
 mod context;
 mod conversation;
 
-pub use crate::cache::ChunkId;
+pub use crate::ChunkId;
 pub use chunk::{Chunk, ChunkKind};
 pub use context::{Context, Entry, Loaded, ReusePolicy};
 pub use conversation::{Conversation, Prompt, Role, Turn};
