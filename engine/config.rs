@@ -206,9 +206,12 @@ mod tests {
 
     const MACHINE: Machine = Machine { free_memory: 1 << 30, threads: 2 };
 
+    fn model() -> ModelConfig {
+        ModelFiles::open(&ModelSource::Demo).expect("it is part of the program").config
+    }
+
     fn resolve(asked: EngineConfig, machine: &Machine) -> Result<EnginePlan, Error> {
-        let files = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
-        EnginePlan::resolve(&asked, &files.config, machine)
+        EnginePlan::resolve(&asked, &model(), machine)
     }
 
     fn message(asked: EngineConfig) -> String {
@@ -230,7 +233,7 @@ mod tests {
 
     #[test]
     fn the_pool_takes_half_of_what_the_weights_leave() {
-        let weights = 2 * 2_886_400; // bf16
+        let weights = model().num_parameters() * model().dtype.size() as u64;
         let machine = Machine { free_memory: weights + (64 << 20), ..MACHINE };
         let plan = resolve(EngineConfig::default(), &machine).expect("it fits");
         let pool = plan.num_blocks as u64 * plan.block_bytes;
