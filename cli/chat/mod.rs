@@ -185,14 +185,26 @@ impl Chat {
     }
 
     fn prompt(&self) -> Result<Prompt> {
-        let length = self.engine.plan().max_model_len;
+        let plan = self.engine.plan();
+        let length = plan.max_model_len;
         let kept = self.sampling.max_tokens.unwrap_or((length / 4).clamp(1, 1024));
-        let Some(room) = length.checked_sub(kept).filter(|&room| room > 0) else {
+        let Some(mut room) = length.checked_sub(kept).filter(|&room| room > 0) else {
             let text = format!("--max-tokens {kept} leaves no room in the {length} of the model");
             return Err(UsageError(text).into());
         };
         let (template, tokenizer) = self.language();
-        Ok(self.context.prompt(template, tokenizer, room)?)
+        // Every turn starts a block of its own: short ones fill the pool before the length.
+        let blocks_of = |tokens: usize| tokens.div_ceil(plan.block_size);
+        loop {
+            let prompt = self.context.prompt(template, tokenizer, room)?;
+            let segments = prompt.segments.iter().map(|segment| blocks_of(segment.tokens.len()));
+            let needed = segments.sum::<usize>() + blocks_of(kept);
+            if needed <= plan.num_blocks {
+                return Ok(prompt);
+            }
+            // A block holds at least one token: never more is dropped than must be.
+            room = prompt.tokens().saturating_sub(needed - plan.num_blocks);
+        }
     }
 
     /// True for templates that write `<think>` themselves, before the answer begins.
