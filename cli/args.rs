@@ -91,6 +91,9 @@ pub struct GenerateArgs {
     /// System text before the user's message
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub system: Option<String>,
+    /// Put a UTF-8 file before the prompt as a chunk; may be given more than once, in order
+    #[arg(long, value_name = "FILE", requires = "chat")]
+    pub chunk: Vec<PathBuf>,
     /// Report log-probabilities of the prompt with N alternatives (with --json)
     #[arg(long, value_name = "N", requires = "json")]
     pub prompt_logprobs: Option<u32>,

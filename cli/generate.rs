@@ -2,23 +2,28 @@
 //!
 //! Text is printed as it becomes certain. Without a tokenizer the answer is its token ids,
 //! separated by commas as `--prompt-ids` takes them. With `--json` it is one object at the end.
+//! Files are read before the model is loaded: what is missing is told at once.
 
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use strand_engine::context::Conversation;
+use anyhow::{Context as _, Result, bail};
+use strand_engine::context::{Chunk, ChunkKind, Context, Conversation};
 use strand_engine::{EngineHandle, Limits, Request, Segment};
 
 use crate::answer::{self, Answer, Piece};
 use crate::args::{CommonArgs, GenerateArgs, PromptArgs};
+use crate::chunk_file::{self, ChunkFile};
 use crate::interrupt::Interrupt;
 use crate::{Outcome, date, load, sampling};
 
 pub fn run(args: &GenerateArgs, common: &CommonArgs, interrupt: &Interrupt) -> Result<Outcome> {
     sampling::check(&args.sampling)?;
-    let prompt = read(&args.prompt)?;
+    let prompt = Prompt {
+        question: read(&args.prompt)?,
+        chunks: args.chunk.iter().map(|path| chunk_file::read(path)).collect::<Result<_>>()?,
+    };
     let engine =
         load::start(&load::source(args.model.as_deref())?, &load::config(&args.engine), common)?;
     let request = Request {
@@ -38,16 +43,22 @@ pub fn run(args: &GenerateArgs, common: &CommonArgs, interrupt: &Interrupt) -> R
     Ok(if answer.finish_reason.is_some() { Outcome::Done } else { Outcome::Interrupted })
 }
 
-enum Prompt {
+struct Prompt {
+    question: Question,
+    /// In the order in which they stand before the question.
+    chunks: Vec<ChunkFile>,
+}
+
+enum Question {
     Ids(Vec<u32>),
     Text(String),
 }
 
-fn read(args: &PromptArgs) -> Result<Prompt> {
+fn read(args: &PromptArgs) -> Result<Question> {
     Ok(match args {
-        PromptArgs { prompt_ids: Some(ids), .. } => Prompt::Ids(ids.clone()),
-        PromptArgs { prompt: Some(text), .. } => Prompt::Text(text.clone()),
-        PromptArgs { file: Some(path), .. } => Prompt::Text(read_text(path)?),
+        PromptArgs { prompt_ids: Some(ids), .. } => Question::Ids(ids.clone()),
+        PromptArgs { prompt: Some(text), .. } => Question::Text(text.clone()),
+        PromptArgs { file: Some(path), .. } => Question::Text(read_text(path)?),
         _ => unreachable!("the group of prompt options is required"),
     })
 }
@@ -68,9 +79,9 @@ fn read_text(path: &Path) -> Result<String> {
 }
 
 fn segments(engine: &EngineHandle, args: &GenerateArgs, prompt: Prompt) -> Result<Vec<Segment>> {
-    let text = match prompt {
-        Prompt::Ids(tokens) => return Ok(vec![Segment::new(tokens)]),
-        Prompt::Text(text) => text,
+    let text = match prompt.question {
+        Question::Ids(tokens) => return Ok(vec![Segment::new(tokens)]),
+        Question::Text(text) => text,
     };
     let Some(tokenizer) = engine.tokenizer() else {
         bail!("{} has no tokenizer; give the prompt with --prompt-ids", engine.model_name());
@@ -84,8 +95,15 @@ fn segments(engine: &EngineHandle, args: &GenerateArgs, prompt: Prompt) -> Resul
     let mut conversation = Conversation::new(date::today());
     conversation.set_system(args.system.clone());
     conversation.push_user(text);
-    // The whole length: the engine says better than the conversation what does not fit.
-    Ok(conversation.prompt(template, tokenizer, usize::MAX)?.segments)
+    let anchor = Context::anchor_of(template, tokenizer)?;
+    let policy = args.reuse.policy(engine.training());
+    let mut context = Context::new(policy, conversation, anchor);
+    for ChunkFile { name, content } in prompt.chunks {
+        let chunk = Chunk::new(&name, ChunkKind::File, content, template, tokenizer)?;
+        context.load(chunk, true);
+    }
+    // The whole length: the engine says better than the context what does not fit.
+    Ok(context.prompt(template, tokenizer, usize::MAX)?.segments)
 }
 
 fn print(

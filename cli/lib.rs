@@ -11,6 +11,7 @@ mod args;
 mod bench;
 mod byte_size;
 mod chat;
+mod chunk_file;
 mod date;
 mod generate;
 mod interrupt;

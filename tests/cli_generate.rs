@@ -160,3 +160,60 @@ fn options_come_from_flags_then_the_environment_then_the_file() {
     assert_eq!(tokens(Some("2"), &[]), Some(2));
     assert_eq!(tokens(Some("2"), &["--max-tokens", "1"]), Some(1));
 }
+
+/// Two files in a folder of this name, as arguments.
+fn two_files(name: &str) -> [String; 2] {
+    let folder = scratch(name);
+    [("a.txt", "Vienna lies on the Danube."), ("b.txt", "The code of the door is 4711.")].map(
+        |(name, text)| {
+            let file = folder.join(name);
+            std::fs::write(&file, text).expect("it can be written");
+            file.to_str().expect("UTF-8").to_owned()
+        },
+    )
+}
+
+#[test]
+fn chunks_stand_before_the_prompt() {
+    let [a, b] = two_files("chunks");
+    let answer = |chunks: &[&str], policy: &str| {
+        let mut arguments = vec!["--chat", "-p", "What is the code?", "--temperature", "0"];
+        arguments.extend(["--max-tokens", "8", "--ignore-eos", "--reuse", policy]);
+        arguments.extend(chunks.iter().flat_map(|chunk| ["--chunk", chunk]));
+        one_object(&arguments)
+    };
+    for policy in ["exact", "independent"] {
+        let tokens =
+            |chunks: &[&str]| answer(chunks, policy)["prompt_tokens"].as_u64().expect("a number");
+        let (none, first, both) = (tokens(&[]), tokens(&[&a]), tokens(&[&a, &b]));
+        assert!(none < first && first < both);
+        assert_eq!(tokens(&[&b, &a]), both);
+        assert_eq!(tokens(&[&a, &a]), first, "the same content is one chunk");
+        assert_eq!(answer(&[&a, &b], policy)["completion_tokens"], 8);
+    }
+    // a single first chunk sees the same under both policies
+    assert_eq!(answer(&[&a], "exact")["token_ids"], answer(&[&a], "independent")["token_ids"]);
+}
+
+#[test]
+fn files_that_are_no_chunks_are_refused() {
+    let folder = scratch("no-chunks");
+    let refused = |name: &str, content: &[u8], message: &str| {
+        let file = folder.join(name);
+        std::fs::write(&file, content).expect("it can be written");
+        let file = file.to_str().expect("UTF-8");
+        let run = strand(&["generate", "--chat", "-p", "x", "--chunk", file]);
+        run.refused(1, &format!("{name} can't be a chunk: it is {message}"));
+    };
+    refused("empty.txt", b"", "empty");
+    refused("binary.bin", b"ELF\0\0", "a binary file, it has a zero at byte 3");
+    refused("latin1.txt", b"caf\xe9", "not UTF-8 text, first at byte 3");
+    let absent = folder.join("absent.txt");
+    let absent = absent.to_str().expect("UTF-8");
+    let options = ["generate", "-p", "x", "--chunk"];
+    strand(&[&options[..], &[absent, "--chat"]].concat()).refused(1, "cannot read the chunk");
+    let here = folder.to_str().expect("UTF-8");
+    strand(&[&options[..], &[here, "--chat"]].concat()).refused(1, "is a folder");
+    strand(&[&options[..], &[absent]].concat()).refused(2, "--chat");
+    strand(&["generate", "-p", "x", "--reuse", "no"]).refused(2, "expected exact or independent");
+}
