@@ -225,6 +225,8 @@ pub enum BenchCommand {
     Throughput(Box<ThroughputArgs>),
     /// Time to the first token and between tokens, by batch size and prompt length
     Latency(Box<LatencyArgs>),
+    /// What a model reads out of its chunks: exact answers and refusals, by reuse policy
+    Recall(Box<RecallArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -296,6 +298,27 @@ pub struct LatencyArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_positive,
           allow_negative_numbers = true)]
     pub repeats: usize,
+    // Last: its headings hold for what follows.
+    #[command(flatten)]
+    pub model: BenchModelArgs,
+}
+
+/// Questions over chunks, answered greedily, all at once.
+///
+/// Each is asked with its chunks in the order given, reversed, and without the chunk that holds
+/// the answer. The model needs a tokenizer and a chat template.
+#[derive(Debug, Args)]
+pub struct RecallArgs {
+    /// The questions, one JSON object a line, as models/demo/README.md describes them
+    #[arg(long, value_name = "FILE", default_value = "models/demo/eval.jsonl")]
+    pub file: PathBuf,
+    /// What a chunk's KV depends on, one column each
+    #[arg(long, value_name = "POLICY,...", default_value = "exact,independent",
+          value_delimiter = ',', value_parser = parse_policy)]
+    pub policy: Vec<ReusePolicy>,
+    /// Ask N of the questions, spread evenly over the file [default: all]
+    #[arg(long, value_name = "N", value_parser = parse_positive, allow_negative_numbers = true)]
+    pub limit: Option<usize>,
     // Last: its headings hold for what follows.
     #[command(flatten)]
     pub model: BenchModelArgs,

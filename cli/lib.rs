@@ -70,6 +70,7 @@ fn obey(cli: Cli) -> Result<Outcome> {
         Command::Models(command) => models::run(&command, common),
         Command::Bench(BenchCommand::Throughput(args)) => bench::throughput::run(&args, common),
         Command::Bench(BenchCommand::Latency(args)) => bench::latency::run(&args, common),
+        Command::Bench(BenchCommand::Recall(args)) => bench::recall::run(&args, common),
     }
 }
 

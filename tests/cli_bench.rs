@@ -1,8 +1,8 @@
 //! `strand bench` and `strand models`: tables for people, JSON for programs.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::binary::{Run, copy_of_demo, strand};
+use crate::binary::{Run, copy_of_demo, scratch, strand};
 
 fn last_line(run: &Run) -> Value {
     assert_eq!(run.status, 0, "{run:?}");
@@ -82,6 +82,70 @@ fn latency_has_a_row_for_each_pair() {
             assert!(row[figure]["p50"].as_f64() > Some(0.0), "{row}");
         }
     }
+}
+
+/// One item for each kind of task.
+fn items() -> Vec<Value> {
+    let chunk =
+        |name: &str, content: &str| json!({"kind": "file", "name": name, "content": content});
+    let chunks = [chunk("a.txt", "The code is 4711."), chunk("b.txt", "The port is 8080.")];
+    let item = |task: &str, answer: &str, answer_chunk: Option<usize>| {
+        json!({
+            "id": task, "task": task, "kind": "file/code", "chunks": chunks, "system": null,
+            "turns": [{"user": "Hi", "assistant": "Hello!"}],
+            "question": "What is the code?", "answer": answer, "answer_chunk": answer_chunk,
+        })
+    };
+    vec![
+        item("recall", "The code is 4711.", Some(0)),
+        item("missing", "I don't know.", None),
+        item("stale", "I don't know.", None),
+        item("json", "{\"mood\": \"calm\"}", None),
+    ]
+}
+
+#[test]
+fn recall_has_rows_for_each_policy_and_measure() {
+    let file = scratch("recall").join("items.jsonl");
+    let lines: String = items().iter().map(|item| format!("{item}\n")).collect();
+    std::fs::write(&file, &lines).expect("it can be written");
+    let file = file.to_str().expect("UTF-8");
+    let run = strand(&["bench", "recall", "--file", file]);
+    let line = last_line(&run);
+    for text in ["exact answers from a chunk", "  2 chunks", "reversed", "independent"] {
+        assert!(run.out.contains(text), "{text} is not in {}", run.out);
+    }
+    let counts = (&line["bench"], &line["items"], &line["requests"]);
+    assert_eq!(counts, (&"recall".into(), &4.into(), &12.into()));
+    let rows = line["rows"].as_array().expect("a list");
+    for policy in ["exact", "independent"] {
+        let of = |row: &&Value| row["policy"] == policy && row["kind"] == Value::Null;
+        let measured: Vec<_> = rows
+            .iter()
+            .filter(of)
+            .filter(|row| row["chunks"] == Value::Null)
+            .map(|row| row["measure"].as_str().expect("a name"))
+            .collect();
+        let expected = ["recall_given", "recall_reversed", "refused", "inactive", "missing"];
+        let json = ["stale", "json_parses", "json_fields", "json_exact"];
+        assert_eq!(measured, [&expected[..], &json[..]].concat());
+    }
+    assert!(rows.iter().all(|row| row["found"].as_u64() <= row["items"].as_u64()));
+    let options = ["bench", "recall", "--json", "--limit", "1", "--policy", "exact"];
+    let line = last_line(&strand(&[&options[..], &["--file", file]].concat()));
+    assert_eq!((&line["items"], &line["requests"]), (&1.into(), &1.into()));
+}
+
+#[test]
+fn a_line_that_is_no_item_is_named() {
+    let file = scratch("recall").join("bad.jsonl");
+    let lines = format!("{}\n{}\n", items()[0], "{\"id\": 5}");
+    std::fs::write(&file, lines).expect("it can be written");
+    let file = file.to_str().expect("UTF-8");
+    strand(&["bench", "recall", "--file", file]).refused(1, "bad.jsonl: line 2: invalid type");
+    strand(&["bench", "recall", "--file", "no.jsonl"]).refused(1, "cannot read no.jsonl");
+    let run = strand(&["bench", "recall", "--policy", "exact,no"]);
+    run.refused(2, "expected exact or independent");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! Workloads are a function of the seed. Nothing here changes how the engine works.
 
 pub mod latency;
+pub mod recall;
 pub mod statistics;
 pub mod throughput;
 mod workload;
@@ -13,7 +14,7 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use strand_engine::{EngineConfig, EngineHandle};
+use strand_engine::{EngineConfig, EngineHandle, Error, EventStream, Request};
 use strand_models::{ModelSource, PRESETS};
 
 use crate::args::{BenchModelArgs, CommonArgs};
@@ -47,7 +48,17 @@ impl Bench {
         Ok(Self { engine, model, vs, seed, json })
     }
 
-    /// What both benches say about themselves.
+    /// Sends a request; where the engine's door is full, waits for the step in progress.
+    fn submit(&self, request: Request) -> Result<EventStream, Error> {
+        loop {
+            match self.engine.submit(request.clone()) {
+                Err(Error::QueueFull { .. }) => drop(self.engine.stats()?),
+                other => return other,
+            }
+        }
+    }
+
+    /// What every bench says about itself.
     fn describe(&self) -> Value {
         let plan = self.engine.plan();
         json!({

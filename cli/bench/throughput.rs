@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use strand_engine::{
-    EngineHandle, Error, Event, EventStream, Limits, Request, SamplingParams, Stats,
-};
+use strand_engine::{Event, Limits, Request, SamplingParams, Stats};
 
 use super::workload::Random;
 use super::{Bench, merge, peak_memory, print_table};
@@ -124,7 +122,7 @@ fn tokens_in_all(request: &Request) -> usize {
 fn answer(bench: &Bench, requests: Vec<Request>) -> Result<(Duration, usize)> {
     let started = Instant::now();
     let streams: Result<Vec<_>, _> =
-        requests.into_iter().map(|request| submit(&bench.engine, request)).collect();
+        requests.into_iter().map(|request| bench.submit(request)).collect();
     let mut tokens = 0;
     // One after the other: a stream keeps its events until they are read.
     for mut stream in streams? {
@@ -142,16 +140,6 @@ fn answer(bench: &Bench, requests: Vec<Request>) -> Result<(Duration, usize)> {
         }
     }
     Ok((started.elapsed(), tokens))
-}
-
-/// Sends a request; where the engine's door is full, waits for the step in progress.
-fn submit(engine: &EngineHandle, request: Request) -> Result<EventStream, Error> {
-    loop {
-        match engine.submit(request.clone()) {
-            Err(Error::QueueFull { .. }) => drop(engine.stats()?),
-            other => return other,
-        }
-    }
 }
 
 fn phase(before: &Stats, after: &Stats, of: impl Fn(&Stats) -> (u64, f64)) -> Phase {
