@@ -227,6 +227,8 @@ pub enum BenchCommand {
     Latency(Box<LatencyArgs>),
     /// What a model reads out of its chunks: exact answers and refusals, by reuse policy
     Recall(Box<RecallArgs>),
+    /// Time to the first token of a question over chunks, by what is cached and by reuse policy
+    Reuse(Box<ReuseBenchArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -299,6 +301,32 @@ pub struct LatencyArgs {
           allow_negative_numbers = true)]
     pub repeats: usize,
     // Last: its headings hold for what follows.
+    #[command(flatten)]
+    pub model: BenchModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ReuseBenchArgs {
+    /// Chunks before the question
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub num_chunks: usize,
+    /// Tokens in each chunk
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub chunk_len: usize,
+    /// Tokens in the question
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub question_len: usize,
+    /// Questions asked where all chunks are cached
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub repeats: usize,
+    /// Questions asked where chunks must be encoded first
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub cold_repeats: usize,
     #[command(flatten)]
     pub model: BenchModelArgs,
 }
@@ -397,8 +425,14 @@ fn parse_positive(text: &str) -> Result<usize, String> {
     if number < 1 {
         return Err("must be at least 1".to_owned());
     }
-    usize::try_from(number).map_err(|_| "is too large".to_owned())
+    // beyond any machine, and small enough that sums of a few can't overflow
+    usize::try_from(number)
+        .ok()
+        .filter(|&number| number <= LARGEST)
+        .ok_or_else(|| format!("must be at most {LARGEST}"))
 }
+
+const LARGEST: usize = u32::MAX as usize;
 
 /// 0 and -1 keep every token, as in vLLM.
 fn parse_top_k(text: &str) -> Result<u32, String> {

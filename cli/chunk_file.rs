@@ -16,7 +16,7 @@ pub struct ChunkFile {
 
 pub fn read(path: &Path) -> Result<ChunkFile> {
     if path.is_dir() {
-        bail!("{} is a folder; a chunk is a file", path.display());
+        bail!("{} is a folder; name its files", path.display());
     }
     let content =
         fs::read(path).with_context(|| format!("cannot read the chunk {}", path.display()))?;

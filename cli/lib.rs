@@ -71,6 +71,7 @@ fn obey(cli: Cli) -> Result<Outcome> {
         Command::Bench(BenchCommand::Throughput(args)) => bench::throughput::run(&args, common),
         Command::Bench(BenchCommand::Latency(args)) => bench::latency::run(&args, common),
         Command::Bench(BenchCommand::Recall(args)) => bench::recall::run(&args, common),
+        Command::Bench(BenchCommand::Reuse(args)) => bench::reuse::run(&args, common),
     }
 }
 

@@ -123,8 +123,7 @@ impl<R: Runner> Engine<R> {
             self.next_sequence += 1;
             let sequence =
                 Sequence::new(sequence_id, choice, request, &rules, self.plan.block_size);
-            let stops = &request.limits.stop;
-            let text = OutputText::new(self.tokenizer.as_ref(), &sequence.tokens, stops);
+            let text = OutputText::new(self.tokenizer.as_ref(), &sequence.tokens, &request.limits);
             self.choices.insert(sequence_id, Choice { request: id, text });
             self.scheduler.add(sequence);
             sequences.push(sequence_id);
@@ -151,7 +150,7 @@ impl<R: Runner> Engine<R> {
         }
         at_least("max_tokens", limits.max_tokens.unwrap_or(1), 1)?;
         at_least("n", limits.n as usize, 1)?;
-        at_most("n", limits.n as usize, MAX_N as usize)?;
+        at_most("n", limits.n as usize, self.plan.max_queue.min(MAX_N as usize))?;
         at_most("segments", request.prompt.len(), usize::from(u16::MAX))?;
         for top in [limits.logprobs, limits.prompt_logprobs].into_iter().flatten() {
             at_most("logprobs", top as usize, vocab_size)?;

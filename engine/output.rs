@@ -2,26 +2,36 @@
 
 use strand_models::{IncrementalDecoder, Tokenizer};
 
+use crate::request::Limits;
+
 /// The text of one choice as it grows.
 pub(crate) struct OutputText {
     /// Absent where the model has no tokenizer: tokens alone are reported then.
     decoder: Option<IncrementalDecoder>,
     filter: StopFilter,
+    /// Tokens that stop strings are not yet looked for in (`min_tokens`, as in vLLM).
+    unstoppable: usize,
 }
 
 impl OutputText {
-    pub fn new(tokenizer: Option<&Tokenizer>, prompt: &[u32], stops: &[String]) -> Self {
+    pub fn new(tokenizer: Option<&Tokenizer>, prompt: &[u32], limits: &Limits) -> Self {
         Self {
             decoder: tokenizer.map(|tokenizer| IncrementalDecoder::new(tokenizer.clone(), prompt)),
-            filter: StopFilter::new(stops),
+            filter: StopFilter::new(&limits.stop),
+            unstoppable: limits.min_tokens,
         }
     }
 
     /// Adds a token; returns what is certain by now and whether a stop string was met.
     pub fn push(&mut self, token: u32) -> (String, bool) {
-        match &mut self.decoder {
-            Some(decoder) => self.filter.push(&decoder.push(token)),
-            None => (String::new(), false),
+        let Some(decoder) = &mut self.decoder else { return (String::new(), false) };
+        let text = decoder.push(token);
+        match self.unstoppable.checked_sub(1) {
+            None => self.filter.push(&text),
+            Some(left) => {
+                self.unstoppable = left;
+                (text, false)
+            }
         }
     }
 

@@ -72,7 +72,7 @@ impl Request {
 pub struct Limits {
     /// `None`: the room left in the model's length.
     pub max_tokens: Option<usize>,
-    /// Stop tokens can't be chosen before this many tokens.
+    /// Stop tokens can't be chosen, nor stop strings met, before this many tokens.
     pub min_tokens: usize,
     /// Text that ends the answer and is not part of it.
     pub stop: Vec<String>,

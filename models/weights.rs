@@ -19,6 +19,9 @@ use crate::random::{RandomMatrix, RandomTensors};
 use crate::safetensors::Checkpoint;
 use crate::stored::StoredMatrix;
 
+/// Rows compared at a time.
+const STRIP: usize = 64;
+
 pub struct Weights {
     source: Source,
     /// Names somebody asked for, or that are known to be of no use.
@@ -131,11 +134,13 @@ impl Weights {
         let shape = [config.vocab_size, config.hidden_size];
         let (embedding, head) = (self.find(EMBEDDING, &shape)?, self.find(HEAD, &shape)?);
         self.used.borrow_mut().remove(EMBEDDING);
-        let mut rows = [vec![0.0; config.hidden_size], vec![0.0; config.hidden_size]];
-        for row in 0..config.vocab_size {
-            embedding.read(row..row + 1, &mut rows[0])?;
-            head.read(row..row + 1, &mut rows[1])?;
-            if rows[0] != rows[1] {
+        for start in (0..config.vocab_size).step_by(STRIP) {
+            let rows = start..config.vocab_size.min(start + STRIP);
+            let mut strips = [vec![0.0; rows.len() * config.hidden_size], Vec::new()];
+            strips[1] = strips[0].clone();
+            embedding.read(rows.clone(), &mut strips[0])?;
+            head.read(rows, &mut strips[1])?;
+            if strips[0] != strips[1] {
                 return Err(Error::TiedTensorsDiffer {
                     first: EMBEDDING.to_string(),
                     second: HEAD.to_string(),

@@ -148,11 +148,14 @@ fn limits_are_named_with_their_flag() {
 
 #[test]
 fn numbers_beyond_any_machine_are_refused_in_words() {
-    let largest = usize::MAX.to_string();
+    let too_large = usize::MAX.to_string();
+    let run = strand(&["generate", "-p", "x", "--block-size", &too_large]);
+    run.refused(2, "must be at most 4294967295");
+    let largest = u32::MAX.to_string();
     for (flag, value, text) in [
         ("--kv-memory", "1000TiB", "lower --kv-memory"),
-        ("--block-size", largest.as_str(), "block_size is 18446744073709551615"),
-        ("--threads", largest.as_str(), "threads is 18446744073709551615"),
+        ("--block-size", largest.as_str(), "block_size is 4294967295"),
+        ("--threads", largest.as_str(), "threads is 4294967295"),
         ("--max-tokens", largest.as_str(), "exceed the model's length"),
     ] {
         strand(&["generate", "-p", "x", flag, value]).refused(1, text);

@@ -79,6 +79,11 @@ fn length_stop_token_and_stop_string_end_an_answer() {
     let before = text.split(&stop).next().expect("split gives a part");
     assert_eq!((shown.as_str(), reason), (before, FinishReason::Stop));
     assert!(tokens <= 24);
+    let mut later = request(&handle, "Hello", 24);
+    later.limits.stop = vec![text.chars().next().expect("not empty").to_string()];
+    later.limits.min_tokens = 12;
+    let (shown, tokens, _) = answer(&handle, later).expect("it answers");
+    assert!(tokens >= 12 && text.starts_with(&shown), "no stop string before min_tokens");
 
     let tokenizer = handle.tokenizer().expect("it has one").clone();
     let second = tokenizer.encode(&text).expect("it can be encoded")[1];

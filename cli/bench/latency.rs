@@ -79,7 +79,7 @@ fn measure(
     thread::scope(|scope| {
         let mut watchers = Vec::new();
         for request in requests {
-            let stream = bench.engine.submit(request)?;
+            let stream = bench.submit(request)?;
             watchers.push(scope.spawn(move || watch(stream, started)));
         }
         let join = |watcher: thread::ScopedJoinHandle<Result<_, Error>>| {

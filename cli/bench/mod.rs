@@ -5,6 +5,7 @@
 
 pub mod latency;
 pub mod recall;
+pub mod reuse;
 pub mod statistics;
 pub mod throughput;
 mod workload;

@@ -43,15 +43,15 @@ impl Phase {
 pub fn run(args: &ThroughputArgs, common: &CommonArgs) -> Result<Outcome> {
     check(args)?;
     let bench = Bench::start(&args.model, common, args.num_seqs)?;
-    let requests = requests(args, bench.engine.plan().vocab_size);
-    let longest = requests.iter().map(tokens_in_all).max().unwrap_or(0);
     let room = bench.engine.plan().max_model_len;
+    let longest = args.max_input_len + args.max_output_len;
     if longest > room {
         bail!(
-            "the longest request has {longest} tokens, the model takes {room}; \
+            "the longest request may have {longest} tokens, the model takes {room}; \
              lower --max-input-len or --max-output-len"
         );
     }
+    let requests = requests(args, bench.engine.plan().vocab_size);
     answer(&bench, vec![warm_up(bench.engine.plan().vocab_size)])?;
     let before = bench.engine.stats()?;
     let count = requests.len();
@@ -112,10 +112,6 @@ fn warm_up(vocab_size: usize) -> Request {
     let limits = Limits { max_tokens: Some(4), ignore_eos: true, ..Default::default() };
     let prompt = Random::new(u64::MAX).prompt(16, vocab_size);
     Request { limits, ..Request::new(prompt) }
-}
-
-fn tokens_in_all(request: &Request) -> usize {
-    request.prompt_tokens() + request.limits.max_tokens.unwrap_or(0)
 }
 
 /// Sends all and waits for all; the time and the tokens made.

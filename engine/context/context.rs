@@ -33,6 +33,14 @@ impl ReusePolicy {
         }
     }
 
+    /// A chunk's tokens as a segment that sees what the policy lets it see.
+    pub fn segment(self, tokens: Vec<u32>) -> Segment {
+        match self {
+            Self::Exact => Segment::new(tokens),
+            Self::Independent => Segment::independent(tokens),
+        }
+    }
+
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|policy| policy.as_str() == text)
     }
@@ -178,11 +186,7 @@ impl Context {
     }
 
     fn segment(&self, chunk: &Chunk) -> Segment {
-        let segment = match self.policy {
-            ReusePolicy::Exact => Segment::new(chunk.ids.clone()),
-            ReusePolicy::Independent => Segment::independent(chunk.ids.clone()),
-        };
-        Segment { chunk: Some(chunk.id), ..segment }
+        Segment { chunk: Some(chunk.id), ..self.policy.segment(chunk.ids.clone()) }
     }
 
     /// What stands before a chunk's end in a prompt that encodes it now: the anchor, the active

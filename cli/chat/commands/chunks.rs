@@ -1,6 +1,5 @@
 //! Commands on chunks: load, look, switch on and off.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -10,6 +9,7 @@ use strand_engine::context::{Chunk, ChunkKind, Loaded, ReusePolicy};
 use super::Report;
 use crate::byte_size;
 use crate::chat::Chat;
+use crate::chunk_file;
 
 /// What `/load` was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,14 +86,10 @@ fn expand(pattern: &str) -> Result<Vec<String>> {
 }
 
 fn read(chat: &Chat, path: &str, name: Option<&str>) -> Result<Chunk> {
-    if Path::new(path).is_dir() {
-        bail!("{path} is a folder; name its files, as {}/*", path.trim_end_matches('/'));
-    }
-    let content = fs::read(path).with_context(|| format!("cannot read {path}"))?;
-    let file_name = Path::new(path).file_name().map(|name| name.to_string_lossy());
-    let name = name.map(Into::into).or(file_name).unwrap_or(path.into());
+    let file = chunk_file::read(Path::new(path))?;
     let (template, tokenizer) = chat.language();
-    Ok(Chunk::new(&name, ChunkKind::File, content, template, tokenizer)?)
+    let name = name.unwrap_or(&file.name);
+    Ok(Chunk::new(name, ChunkKind::File, file.content, template, tokenizer)?)
 }
 
 fn fits(chat: &Chat, chunk: &Chunk) -> Result<()> {
