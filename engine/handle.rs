@@ -125,25 +125,24 @@ impl EngineHandle {
     /// How many tokens of each segment of a request are in the pool. Waits as
     /// [`EngineHandle::stats`] does.
     pub fn resident(&self, request: Request) -> Result<Vec<usize>, Error> {
-        let (sender, answer) = oneshot::channel();
-        let command = Command::Resident { request: Box::new(request), answer: sender };
-        self.commands.blocking_send(command).map_err(|_| Error::Stopped)?;
-        answer.blocking_recv().map_err(|_| Error::Stopped)?
+        self.ask(|answer| Command::Resident { request: Box::new(request), answer })?
     }
 
     /// Makes a chunk's KV unfindable; returns how many blocks held it. Waits as
     /// [`EngineHandle::stats`] does.
     pub fn erase(&self, chunk: ChunkId) -> Result<usize, Error> {
-        let (sender, answer) = oneshot::channel();
-        let command = Command::Erase { chunk, answer: sender };
-        self.commands.blocking_send(command).map_err(|_| Error::Stopped)?;
-        answer.blocking_recv().map_err(|_| Error::Stopped)
+        self.ask(|answer| Command::Erase { chunk, answer })
     }
 
     /// What the engine is doing. Waits for the step in progress.
     pub fn stats(&self) -> Result<Stats, Error> {
+        self.ask(Command::Stats)
+    }
+
+    /// Sends a command that carries the way back for its answer, and waits for that.
+    fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
         let (sender, answer) = oneshot::channel();
-        self.commands.blocking_send(Command::Stats(sender)).map_err(|_| Error::Stopped)?;
+        self.commands.blocking_send(command(sender)).map_err(|_| Error::Stopped)?;
         answer.blocking_recv().map_err(|_| Error::Stopped)
     }
 }
