@@ -5,7 +5,7 @@ use std::fmt;
 use strand_kernels::{KvDtype, WeightDtype};
 use strand_models::ModelConfig;
 
-use crate::error::Error;
+use crate::error::{Error, at_least, at_most};
 
 /// What the user gave; `None` leaves the choice to [`EnginePlan::resolve`].
 #[derive(Debug, Clone, PartialEq)]
@@ -163,20 +163,6 @@ fn block_bytes(model: &ModelConfig, block_size: usize, kv_dtype: KvDtype) -> u64
     let row = model.num_key_value_heads as u128 * model.head_dim as u128;
     let rows = 2 * model.num_hidden_layers as u128 * block_size as u128;
     u64::try_from(rows * row * kv_dtype.size() as u128).unwrap_or(u64::MAX)
-}
-
-fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), Error> {
-    if value > most {
-        return Err(Error::LimitTooLarge { name, value, most });
-    }
-    Ok(())
-}
-
-fn at_least(name: &'static str, value: usize, least: usize) -> Result<(), Error> {
-    if value < least {
-        return Err(Error::LimitTooSmall { name, value, least });
-    }
-    Ok(())
 }
 
 impl fmt::Display for EnginePlan {

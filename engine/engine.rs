@@ -11,7 +11,7 @@ use strand_models::Tokenizer;
 use crate::batch::{Batch, RowOutput, Runner, Sampled};
 use crate::cache::{ChunkId, Layout};
 use crate::config::EnginePlan;
-use crate::error::Error;
+use crate::error::{Error, at_least, at_most};
 use crate::output::OutputText;
 use crate::request::{Event, FinishReason, Request, Reuse, Segment};
 use crate::scheduler::{Scheduler, SchedulerLimits};
@@ -352,12 +352,4 @@ impl<R: Runner> Engine<R> {
     pub fn runner_mut(&mut self) -> &mut R {
         &mut self.runner
     }
-}
-
-fn at_least(name: &'static str, value: usize, least: usize) -> Result<(), Error> {
-    if value < least { Err(Error::LimitTooSmall { name, value, least }) } else { Ok(()) }
-}
-
-fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), Error> {
-    if value > most { Err(Error::LimitTooLarge { name, value, most }) } else { Ok(()) }
 }

@@ -93,3 +93,13 @@ impl From<candle_core::Error> for Error {
         Self::Tensor(Arc::new(error))
     }
 }
+
+/// Refuses a limit below its least value, by name.
+pub(crate) fn at_least(name: &'static str, value: usize, least: usize) -> Result<(), Error> {
+    if value < least { Err(Error::LimitTooSmall { name, value, least }) } else { Ok(()) }
+}
+
+/// Refuses a limit above its largest value, by name.
+pub(crate) fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), Error> {
+    if value > most { Err(Error::LimitTooLarge { name, value, most }) } else { Ok(()) }
+}

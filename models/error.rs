@@ -88,3 +88,17 @@ fn first_few(names: &[String]) -> String {
         all => format!("{shown} and {} more", all - SHOWN),
     }
 }
+
+/// Refuses a tensor of another shape than the config asks for.
+pub(crate) fn check_shape(
+    name: &str,
+    place: impl Fn() -> String,
+    found: &[usize],
+    expected: &[usize],
+) -> Result<(), Error> {
+    if found == expected {
+        return Ok(());
+    }
+    let (name, place) = (name.to_string(), place());
+    Err(Error::TensorShape { name, place, found: found.to_vec(), expected: expected.to_vec() })
+}

@@ -12,7 +12,7 @@ use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use strand_kernels::WeightDtype;
 
 use crate::config::ModelConfig;
-use crate::error::Error;
+use crate::error::{Error, check_shape};
 use crate::stored::{Encoding, FileBytes, StoredMatrix};
 
 mod header;
@@ -101,14 +101,7 @@ impl GgufTensors {
         let Some(place) = self.tensors.get(name) else {
             return Err(Error::TensorMissing { name: name.to_string(), place: where_found() });
         };
-        if place.shape != shape {
-            return Err(Error::TensorShape {
-                name: name.to_string(),
-                place: where_found(),
-                found: place.shape.clone(),
-                expected: shape.to_vec(),
-            });
-        }
+        check_shape(name, where_found, &place.shape, shape)?;
         let columns = shape.get(1).copied().unwrap_or(1);
         let encoding = place.encoding.ok().filter(|e| columns.is_multiple_of(e.block_len()));
         let encoding = encoding.ok_or_else(|| Error::TensorType {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::config::ModelConfig;
-use crate::error::Error;
+use crate::error::{Error, check_shape};
 
 /// Standard deviation of a weight, as models are usually initialized.
 const DEVIATION: f32 = 0.02;
@@ -37,14 +37,7 @@ impl RandomTensors {
             .shapes
             .get(name)
             .ok_or_else(|| Error::TensorMissing { name: name.to_string(), place: place() })?;
-        if found != shape {
-            return Err(Error::TensorShape {
-                name: name.to_string(),
-                place: place(),
-                found: found.clone(),
-                expected: shape.to_vec(),
-            });
-        }
+        check_shape(name, place, found, shape)?;
         Ok(RandomMatrix {
             columns: shape.get(1).copied().unwrap_or(1),
             values: if name.ends_with("norm.weight") {

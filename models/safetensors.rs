@@ -7,7 +7,7 @@ use ::safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::Value;
 use strand_kernels::WeightDtype;
 
-use crate::error::Error;
+use crate::error::{Error, check_shape};
 use crate::stored::{Encoding, FileBytes, StoredMatrix};
 
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";
@@ -72,14 +72,7 @@ impl Checkpoint {
         };
         let file = &self.files[place.file];
         let where_found = || file.path().display().to_string();
-        if place.shape != shape {
-            return Err(Error::TensorShape {
-                name: name.to_string(),
-                place: where_found(),
-                found: place.shape.clone(),
-                expected: shape.to_vec(),
-            });
-        }
+        check_shape(name, where_found, &place.shape, shape)?;
         let dtype = weight_dtype(place.dtype).ok_or_else(|| Error::TensorType {
             name: name.to_string(),
             place: where_found(),
