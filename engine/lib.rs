@@ -20,6 +20,7 @@ pub mod model_runner;
 mod output;
 pub mod request;
 pub mod scheduler;
+mod segment_kv;
 pub mod sequence;
 
 pub use cache::{ChunkId, Sees};
@@ -29,4 +30,5 @@ pub use error::Error;
 pub use handle::{EngineHandle, EventStream, ModelFacts};
 pub use load::{load, start};
 pub use request::{Event, FinishReason, Limits, Request, Reuse, Segment};
+pub use segment_kv::SegmentKv;
 pub use strand_layers::sampler::{SamplingParams, TokenLogprobs};

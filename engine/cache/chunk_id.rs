@@ -13,6 +13,14 @@ impl ChunkId {
         Self(Sha256::digest(content).into())
     }
 
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The first 16 digits, for people.
     pub fn short(&self) -> String {
         self.to_string()[..16].to_owned()

@@ -7,11 +7,13 @@ mod block_list;
 mod block_manager;
 mod chain;
 mod chunk_id;
+mod kv_id;
 mod layout;
 
 pub use block_manager::{BlockManager, BlockState};
 pub use chain::BlockHash;
 pub use chunk_id::ChunkId;
+pub use kv_id::{KvId, KvIdentity, KvRoot, KvVariant};
 pub use layout::{Layout, Sees, SegmentLayout};
 
 /// A physical block of KV rows.
