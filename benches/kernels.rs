@@ -108,7 +108,7 @@ fn attention(threads: &Threads, queries: usize, keys: usize) -> serde_json::Valu
     };
     let cache = KvCache::new(shape, strand_kernels::KvDtype::Bf16).expect("it fits");
     let entries = (0..blocks as u32).map(|block| TableEntry {
-        block,
+        row: block * BLOCK as u32,
         first: block * BLOCK as u32,
         delta: 0,
         num_valid: BLOCK as u16,

@@ -33,7 +33,7 @@ impl ModelRunner {
 
 impl Runner for ModelRunner {
     fn run(&mut self, batch: &Batch) -> Result<Vec<Result<RowOutput, Error>>, Error> {
-        let inputs = Inputs::of(batch);
+        let inputs = Inputs::of(batch, self.kv_cache.block_size);
         let logits = self.decoder.forward(
             &inputs.ids,
             &inputs.metadata,
@@ -79,7 +79,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn of(batch: &Batch) -> Self {
+    fn of(batch: &Batch, block_size: usize) -> Self {
         let mut ids = Vec::with_capacity(batch.num_tokens());
         let mut positions = Vec::with_capacity(batch.num_tokens());
         let mut slot_mapping = Vec::with_capacity(batch.num_tokens());
@@ -92,7 +92,7 @@ impl Inputs {
             positions.extend(row.start..row.start + row.tokens.len() as u32);
             slot_mapping.extend_from_slice(&row.slot_mapping);
             cu_seqlens_q.push(ids.len() as u32);
-            filter_view(&row.view, &mut tables.entries);
+            filter_view(&row.view, block_size, &mut tables.entries);
             tables.cu_entries.push(tables.entries.len() as u32);
             if let Some(wanted) = &row.prompt_logprobs {
                 logits_rows.extend(wanted.rows.clone().map(|row| first + row as u32));

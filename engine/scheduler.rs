@@ -330,6 +330,7 @@ fn page_entry(sequence: &Sequence, block: usize, end: usize) -> PageEntry {
     let BlockId(id) = sequence.table[block].expect("visible rows have a block");
     PageEntry {
         block: id,
+        first_row: 0,
         stored_position: sequence.layout.stored_position(tokens.start) as u32,
         num_valid: (tokens.end.min(end) - tokens.start) as u16,
         active: true,

@@ -1,21 +1,24 @@
 //! From a view (all resident blocks of a context, active or not) to the table attention reads.
 
-/// A block as the view lists it.
+/// A run of rows of a block as the view lists it: `[first_row, first_row + num_valid)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageEntry {
     pub block: u32,
-    /// Position at which the block's first row was rotated when it was stored.
+    /// Rows of the block before the run; not of this view.
+    pub first_row: u16,
+    /// Position at which the row at `first_row` was rotated when it was stored.
     pub stored_position: u32,
-    /// Rows in use; those beyond are never read.
+    /// Rows of the run; those of the block beyond it are never read.
     pub num_valid: u16,
     pub active: bool,
     pub segment: u16,
 }
 
-/// A block as attention sees it.
+/// A run of rows as attention sees it; it never leaves its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableEntry {
-    pub block: u32,
+    /// Physical row of its first key: block x block size + offset.
+    pub row: u32,
     /// Logical index of its first key: how many keys are visible before it.
     pub first: u32,
     /// `first - stored_position`: a query at logical position p turns to `p - delta` here.
@@ -36,13 +39,14 @@ pub struct BlockTables {
 /// left out.
 ///
 /// # Panics
-/// If the view holds 2^31 keys or more.
-pub fn filter_view(entries: &[PageEntry], out: &mut Vec<TableEntry>) -> u32 {
+/// If the view holds 2^31 keys or more, or if a row's number takes more than 32 bits.
+pub fn filter_view(entries: &[PageEntry], block_size: usize, out: &mut Vec<TableEntry>) -> u32 {
     let mut first = 0u32;
     for entry in entries.iter().filter(|e| e.active && e.num_valid > 0) {
         let delta = i64::from(first) - i64::from(entry.stored_position);
+        let row = entry.block as usize * block_size + usize::from(entry.first_row);
         out.push(TableEntry {
-            block: entry.block,
+            row: u32::try_from(row).expect("rows of the cache are numbered in 32 bits"),
             first,
             delta: i32::try_from(delta).expect("positions are below 2^31"),
             num_valid: entry.num_valid,
@@ -58,7 +62,7 @@ mod tests {
     use super::*;
 
     fn page(block: u32, stored_position: u32, num_valid: u16, active: bool) -> PageEntry {
-        PageEntry { block, stored_position, num_valid, active, segment: 0 }
+        PageEntry { block, first_row: 0, stored_position, num_valid, active, segment: 0 }
     }
 
     #[test]
@@ -72,23 +76,31 @@ mod tests {
             page(8, 1, 3, true),
         ];
         let mut out = vec![];
-        assert_eq!(filter_view(&view, &mut out), 25);
-        let found: Vec<_> = out.iter().map(|e| (e.block, e.first, e.delta, e.num_valid)).collect();
-        assert_eq!(found, [(4, 0, 0, 1), (2, 1, 0, 16), (3, 17, 0, 5), (8, 22, 21, 3)]);
+        assert_eq!(filter_view(&view, 16, &mut out), 25);
+        let found: Vec<_> = out.iter().map(|e| (e.row, e.first, e.delta, e.num_valid)).collect();
+        assert_eq!(found, [(64, 0, 0, 1), (32, 1, 0, 16), (48, 17, 0, 5), (128, 22, 21, 3)]);
     }
 
     #[test]
     fn a_segment_stored_further_back_has_a_negative_delta() {
         let mut out = vec![];
-        assert_eq!(filter_view(&[page(0, 100, 4, true)], &mut out), 4);
+        assert_eq!(filter_view(&[page(0, 100, 4, true)], 8, &mut out), 4);
         assert_eq!(out[0].delta, -100);
+    }
+
+    #[test]
+    fn rows_before_the_first_visible_one_take_no_position() {
+        let tail = PageEntry { first_row: 5, ..page(3, 20, 11, true) };
+        let mut out = vec![];
+        assert_eq!(filter_view(&[page(0, 0, 4, true), tail], 16, &mut out), 15);
+        assert_eq!(out[1], TableEntry { row: 53, first: 4, delta: -16, num_valid: 11 });
     }
 
     #[test]
     fn tables_are_appended() {
         let mut out = vec![];
-        filter_view(&[page(0, 0, 4, true)], &mut out);
-        filter_view(&[page(1, 0, 2, true)], &mut out);
+        filter_view(&[page(0, 0, 4, true)], 8, &mut out);
+        filter_view(&[page(1, 0, 2, true)], 8, &mut out);
         assert_eq!(out.iter().map(|e| e.first).collect::<Vec<_>>(), [0, 0]);
     }
 }

@@ -133,12 +133,14 @@ impl PagedAttention {
         let entries = self.entries(sequence);
         let mut keys = 0u32;
         for entry in entries {
-            if entry.block as usize >= cache.blocks {
-                let expected = format!("below the cache's {}", cache.blocks);
-                return Err(Error::value(OP, "a block", entry.block, expected));
+            let (row, size) = (entry.row as usize, cache.block_size);
+            if row >= cache.blocks * size {
+                let expected = format!("below the cache's {}", cache.blocks * size);
+                return Err(Error::value(OP, "an entry's row", entry.row, expected));
             }
-            if usize::from(entry.num_valid) > cache.block_size {
-                let expected = format!("at most the block size {}", cache.block_size);
+            let left = size - row % size;
+            if usize::from(entry.num_valid) > left {
+                let expected = format!("at most {left}, the rest of the block at row {row}");
                 return Err(Error::value(OP, "num_valid", entry.num_valid, expected));
             }
             if entry.first != keys {
@@ -247,7 +249,7 @@ pub fn paged_attention_reference(
                 let kv_head = head / (op.num_heads / cache.kv_heads);
                 let q = &q[row * width + head * d..][..d];
                 let place = |entry: &TableEntry, j: usize| {
-                    let row = entry.block as usize * cache.block_size + j - entry.first as usize;
+                    let row = entry.row as usize + j - entry.first as usize;
                     row * cache.width() + kv_head * d
                 };
                 let visible = op.visible(op.positions[row]);

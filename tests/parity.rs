@@ -75,6 +75,7 @@ fn logits(
     let view: Vec<PageEntry> = (0..shape.num_blocks)
         .map(|block| PageEntry {
             block: block as u32,
+            first_row: 0,
             stored_position: (block * block_size) as u32,
             num_valid: block_size.min(prompt.len() - block * block_size) as u16,
             active: true,
@@ -82,7 +83,7 @@ fn logits(
         })
         .collect();
     let mut tables = BlockTables { entries: Vec::new(), cu_entries: vec![0] };
-    filter_view(&view, &mut tables.entries);
+    filter_view(&view, block_size, &mut tables.entries);
     tables.cu_entries.push(tables.entries.len() as u32);
     let positions = Arc::new(rows.clone());
     let metadata = AttentionMetadata {

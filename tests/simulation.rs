@@ -42,7 +42,9 @@ impl FakeRunner {
     fn compute(&mut self, row: &BatchRow) -> RowOutput {
         let mut slots = Vec::new();
         for entry in &row.view {
-            let first = entry.block as usize * self.block_size;
+            let first = entry.block as usize * self.block_size + usize::from(entry.first_row);
+            let rows = usize::from(entry.first_row) + usize::from(entry.num_valid);
+            assert!(rows <= self.block_size, "an entry ends in its block");
             let rows = (0..entry.num_valid).map(|n| (first + usize::from(n), n));
             slots.extend(rows.map(|(slot, n)| (slot, entry.stored_position + u32::from(n))));
         }

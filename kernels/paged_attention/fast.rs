@@ -169,7 +169,7 @@ impl<'a> Task<'a> {
                 break;
             }
             for j in keys.clone() {
-                let row = entry.block as usize * self.cache.block_size + j - start;
+                let row = entry.row as usize + j - start;
                 let offset = row * self.cache.width() + self.kv_head * self.cache.head_dim;
                 self.offsets.push(offset);
             }

@@ -16,6 +16,8 @@ struct Case {
     dtype: DType,
     window: Option<u32>,
     soft_cap: Option<f32>,
+    /// Rows of a segment's first block that come before the segment.
+    offset: usize,
     /// Segments, and the logical positions that are queried.
     sequences: Vec<(Segments, Vec<u32>)>,
 }
@@ -30,6 +32,7 @@ impl Case {
             dtype: DType::BF16,
             window: None,
             soft_cap: None,
+            offset: 0,
             sequences: vec![(vec![(keys, 0)], queries.into_iter().collect())],
         }
     }
@@ -55,12 +58,12 @@ fn table(d: usize, positions: usize) -> Arc<RotaryTable> {
     Arc::new(RotaryTable::new(&(0..half).map(frequency).collect::<Vec<_>>(), 1.0, positions))
 }
 
-/// The numbers depend on the seed, the sequences and the heads, not on block size or type.
+/// The numbers depend on the seed, the sequences and the heads, not on block size, offset or type.
 fn build(case: &Case, seed: u64) -> Built {
     let mut random = Random::new(seed);
     let (d, bs, width) = (case.d, case.block_size, case.kv_heads * case.d);
     let segments = case.sequences.iter().flat_map(|(segments, _)| segments);
-    let used: usize = segments.map(|(rows, _)| rows.div_ceil(bs)).sum();
+    let used: usize = segments.map(|(rows, _)| (case.offset + rows).div_ceil(bs)).sum();
     let blocks = used * 2 + 1;
     let (mut k, mut v) = (vec![f32::NAN; blocks * bs * width], vec![f32::NAN; blocks * bs * width]);
     let mut tables = BlockTables { entries: vec![], cu_entries: vec![0] };
@@ -70,24 +73,26 @@ fn build(case: &Case, seed: u64) -> Built {
         let (mut pages, mut own) = (vec![], vec![]);
         for (rows, stored) in segments {
             for row in 0..*rows {
-                if row % bs == 0 {
+                let place = (case.offset + row) % bs;
+                if row == 0 || place == 0 {
                     block -= 2;
                     pages.push(PageEntry {
                         block: block as u32,
+                        first_row: place as u16,
                         stored_position: stored + row as u32,
-                        num_valid: bs.min(rows - row) as u16,
+                        num_valid: (bs - place).min(rows - row) as u16,
                         active: true,
                         segment: 0,
                     });
                 }
                 let (key, value) = (random.normals(width), random.normals(width));
-                let at = (block * bs + row % bs) * width;
+                let at = (block * bs + place) * width;
                 k[at..at + width].copy_from_slice(&key);
                 v[at..at + width].copy_from_slice(&value);
                 own.push((key, value, stored + row as u32));
             }
         }
-        filter_view(&pages, &mut tables.entries);
+        filter_view(&pages, bs, &mut tables.entries);
         tables.cu_entries.push(tables.entries.len() as u32);
         q.extend(random.normals(queries.len() * case.heads * d));
         positions.extend(queries);
@@ -201,6 +206,55 @@ fn no_bit_depends_on_block_size_or_on_the_rows_beside() {
 }
 
 #[test]
+fn no_bit_depends_on_where_in_its_block_a_segment_starts() {
+    let segments = vec![(1, 0), (300, 1), (5, 1), (250, 77), (40, 551)];
+    let sequences = vec![(segments, (545..596).chain([0, 3, 301]).collect::<Vec<u32>>())];
+    for (dtype, window) in [(DType::BF16, None), (DType::F32, Some(530)), (DType::F16, Some(9))] {
+        let case = Case { sequences: sequences.clone(), dtype, window, ..Case::new(0, []) };
+        let expected = build(&case, 43).fast();
+        for (block_size, offset) in [(16, 1), (16, 5), (16, 15), (32, 31), (8, 7)] {
+            let moved = Case { block_size, offset, ..case.clone() };
+            let found = build(&moved, 43).fast();
+            assert_same_bits(&expected, &found, &format!("{offset} rows into {block_size}"));
+            check(&moved);
+        }
+    }
+}
+
+/// What `blend` reads: the first rows of a chunk from somewhere else.
+#[test]
+fn rows_that_a_view_takes_from_another_block_are_read_there() {
+    let mut built = build(&Case::new(40, [0, 5, 6, 20, 39]), 48);
+    let expected = built.fast();
+    let first = built.op.tables.entries[0];
+    let spare = first.row - 16; // blocks in use have an empty one below them
+    let (width, count) = (built.shape.width(), 6);
+    for cache in [&mut built.k, &mut built.v] {
+        let mut values = flat(cache);
+        let (from, to) = (first.row as usize * width, spare as usize * width);
+        values.copy_within(from..from + count * width, to);
+        values[from..from + count * width].fill(f32::NAN);
+        let moved = Tensor::from_vec(values, cache.shape(), &Device::Cpu).unwrap();
+        *cache = moved.to_dtype(DType::BF16).unwrap();
+    }
+    let tables = Arc::get_mut(&mut built.op.tables).unwrap();
+    let rest = TableEntry {
+        row: first.row + count as u32,
+        first: count as u32,
+        delta: 0,
+        num_valid: 16 - count as u16,
+    };
+    let head = TableEntry { row: spare, num_valid: count as u16, ..first };
+    tables.entries.splice(0..1, [head, rest]);
+    tables.cu_entries[1] += 1;
+    for isa in Isa::available() {
+        built.op.threads = Threads::new(2).with_isa(isa);
+        assert_same_bits(&expected, &built.fast(), isa.name());
+    }
+    assert_same_bits(&expected, &built.reference(), "the reference");
+}
+
+#[test]
 fn strided_queries_read_the_same() {
     let mut built = build(&Case::new(50, 20..50), 44);
     let expected = built.fast();
@@ -275,7 +329,7 @@ fn a_nan_key_makes_those_nan_that_see_it() {
     let entry = built.op.tables.entries[0];
     let mut k = flat(&built.k);
     let width = built.shape.width();
-    k[(entry.block as usize * 16 + 4) * width] = f32::NAN; // KV head 0 of logical key 4
+    k[(entry.row as usize + 4) * width] = f32::NAN; // KV head 0 of logical key 4
     built.k = Tensor::from_vec(k, built.k.shape(), &Device::Cpu).unwrap();
     built.k = built.k.to_dtype(DType::BF16).unwrap();
     for isa in Isa::available() {
@@ -305,8 +359,9 @@ fn what_lies_outside_the_limits_is_refused() {
     fn entry(built: &mut Built, i: usize) -> &mut TableEntry {
         &mut Arc::get_mut(&mut built.op.tables).unwrap().entries[i]
     }
-    refuses("a block is 7, must be below the cache's 7", |b| entry(b, 1).block = 7);
-    refuses("num_valid is 17, must be at most", |b| entry(b, 1).num_valid = 17);
+    refuses("row is 112, must be below the cache's 112", |b| entry(b, 1).row = 112);
+    refuses("num_valid is 17, must be at most 16, the rest of", |b| entry(b, 1).num_valid = 17);
+    refuses("num_valid is 16, must be at most 15, the rest of", |b| entry(b, 1).row += 1);
     refuses("an entry's first is 17, must be 16", |b| entry(b, 1).first = 17);
     refuses("turned position is -1", |b| entry(b, 0).delta = 40);
     refuses("turned position is 4000", |b| entry(b, 2).delta = -3961);
