@@ -24,6 +24,7 @@ mod isa;
 mod linear;
 pub mod math;
 mod mmap;
+mod move_rows;
 mod paged_attention;
 mod poison;
 mod rms_norm;
@@ -43,6 +44,7 @@ pub use filter_view::{BlockTables, PageEntry, TableEntry, filter_view};
 pub use isa::Isa;
 pub use linear::{Linear, PackedWeight, linear_reference};
 pub use mmap::Mmap;
+pub use move_rows::{ScatterRows, gather_rows};
 pub use paged_attention::{PagedAttention, paged_attention_reference};
 pub use poison::PoisonBlocks;
 pub use rms_norm::{AddRmsNorm, RmsNorm, rms_norm_reference};
@@ -54,3 +56,22 @@ pub use view::CacheShape;
 
 /// The kernel family and its revision: f32 accumulation with fused multiply-add, k ascending.
 pub const NUMERICS: &str = "f32-fma r1";
+
+/// All that decides the bits of K and V but the model and its tokens: kernel family, revision,
+/// the type weights compute in and the type KV is stored in. Neither threads nor instruction set
+/// nor block size nor batch.
+pub fn numerics(weights: WeightDtype, kv: KvDtype) -> String {
+    format!("{NUMERICS}, {} weights, {} kv", weights.name(), kv.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numerics_are_told_apart_by_both_types() {
+        let name = numerics(WeightDtype::Bf16, KvDtype::F16);
+        assert_eq!(name, format!("{NUMERICS}, bf16 weights, f16 kv"));
+        assert_ne!(name, numerics(WeightDtype::F16, KvDtype::Bf16));
+    }
+}
