@@ -1,6 +1,7 @@
 //! All integration tests, one binary.
 
 mod binary;
+mod block_mask;
 mod chunks;
 mod cli_bench;
 mod cli_chat;
@@ -12,6 +13,7 @@ mod endings;
 mod exactness;
 mod memory;
 mod parity;
+mod query_shift;
 mod random;
 mod simulation;
 mod tidy;
