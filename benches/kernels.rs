@@ -38,6 +38,9 @@ fn main() {
     for (queries, keys) in [(1, 512), (1, 2048), (1, 8192), (512, 512), (512, 2048)] {
         rows.push(attention(&threads, queries, keys));
     }
+    for is_scattered in [false, true] {
+        rows.extend(moves(is_scattered));
+    }
     println!("{}", json!({"bench": "kernels", "threads": threads.count(), "rows": rows}));
 }
 
@@ -141,4 +144,35 @@ fn attention(threads: &Threads, queries: usize, keys: usize) -> serde_json::Valu
     let name = format!("attention {queries} x {keys} keys, bf16");
     println!("{name:<44} {bytes:>8.1} GB/s {flops:>8.1} GFLOP/s");
     json!({"name": name, "gb_s": bytes, "gflop_s": flops})
+}
+
+/// 1024 tokens of 28 layers' KV, off the device and back: in one run of slots, or every block
+/// elsewhere. Gathered rows get new memory each time, as a tier's do: its pages are in the time.
+fn moves(is_scattered: bool) -> [serde_json::Value; 2] {
+    const TOKENS: usize = 1024;
+    let shape = KvCacheShape {
+        layers: 28,
+        num_blocks: 2 * TOKENS / BLOCK,
+        block_size: BLOCK,
+        kv_heads: KV_HEADS,
+        head_dim: HEAD_DIM,
+    };
+    let mut cache = KvCache::new(shape, strand_kernels::KvDtype::Bf16).expect("it fits");
+    let place = |token: usize| match is_scattered {
+        true => 2 * (token / BLOCK) * BLOCK + token % BLOCK,
+        false => token,
+    };
+    let slots: Vec<u32> = (0..TOKENS).map(|token| place(token) as u32).collect();
+    let frames = cache.gather(&slots).expect("they are in the cache");
+    cache.scatter(&slots, &frames, 0).expect("it is the same cache");
+    let bytes = frames.iter().map(Vec::len).sum::<usize>() as f64;
+    let gather = median(|| drop(cache.gather(&slots).expect("they are in the cache")));
+    let scatter = median(|| cache.scatter(&slots, &frames, 0).expect("it is the same cache"));
+    let runs = if is_scattered { "blocks apart" } else { "one run" };
+    [("gather", gather), ("scatter", scatter)].map(|(verb, seconds)| {
+        let name = format!("{verb} {TOKENS} rows x 56, bf16, {runs}");
+        let gb_s = bytes / seconds / 1e9;
+        println!("{name:<44} {gb_s:>8.1} GB/s {:>8.1} ms", seconds * 1e3);
+        json!({"name": name, "gb_s": gb_s, "ms": seconds * 1e3})
+    })
 }
