@@ -78,8 +78,16 @@ pub enum Error {
     Model(Arc<strand_models::Error>),
     #[error("tensor operation failed: {0}")]
     Tensor(Arc<candle_core::Error>),
+    #[error(transparent)]
+    Store(Arc<crate::store::StoreError>),
     #[error("the engine has stopped")]
     Stopped,
+}
+
+impl From<crate::store::StoreError> for Error {
+    fn from(error: crate::store::StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
 }
 
 impl From<strand_models::Error> for Error {

@@ -22,6 +22,7 @@ pub mod request;
 pub mod scheduler;
 mod segment_kv;
 pub mod sequence;
+pub mod store;
 
 pub use cache::{ChunkId, Sees};
 pub use config::{EngineConfig, EnginePlan, Machine};

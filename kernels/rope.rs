@@ -47,8 +47,9 @@ impl RotaryTable {
         2 * self.half
     }
 
+    /// cos and sin of each pair at a position, both times the attention factor.
     #[inline(always)]
-    pub(crate) fn angles(&self, position: usize) -> (&[f32], &[f32]) {
+    pub fn angles(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.half..(position + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])
     }

@@ -1,0 +1,188 @@
+//! Rows of chunks: their text is always saved.
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Index, TENANT};
+use crate::ChunkId;
+use crate::context::ChunkKind;
+use crate::store::error::StoreError;
+
+/// A chunk without its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkInfo {
+    pub id: ChunkId,
+    pub name: String,
+    pub kind: ChunkKind,
+    /// With the wrapper, by the tokenizer that loaded it last.
+    pub tokens: Option<u32>,
+    /// Seconds since 1970.
+    pub created: u64,
+    pub text_bytes: u64,
+    /// Sorted.
+    pub tags: Vec<String>,
+}
+
+/// A chunk as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredChunk {
+    pub info: ChunkInfo,
+    pub text: String,
+}
+
+/// What became of a chunk that was put into the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PutChunk {
+    New,
+    /// It keeps the name and kind it was first created with; these are they.
+    Already(ChunkInfo),
+}
+
+impl StoredChunk {
+    /// A chunk of this text, now.
+    pub fn new(name: &str, kind: ChunkKind, text: &str, tokens: Option<u32>) -> Self {
+        let info = ChunkInfo {
+            id: ChunkId::of(text.as_bytes()),
+            name: name.to_owned(),
+            kind,
+            tokens,
+            created: super::super::now(),
+            text_bytes: text.len() as u64,
+            tags: Vec::new(),
+        };
+        Self { info, text: text.to_owned() }
+    }
+}
+
+const COLUMNS: &str = "id, name, kind, tokens, created, length(CAST(text AS BLOB))";
+/// Fewest digits that name a chunk.
+const SHORTEST_PREFIX: usize = 4;
+
+impl Index {
+    pub fn put_chunk(&self, chunk: &StoredChunk) -> Result<PutChunk, StoreError> {
+        let info = &chunk.info;
+        let inserted = self.change(|transaction| {
+            let inserted = transaction.execute(
+                "INSERT INTO chunks (tenant, id, name, kind, text, tokens, created)
+                 VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                params![
+                    TENANT,
+                    info.id.as_bytes(),
+                    info.name,
+                    info.kind.as_str(),
+                    chunk.text,
+                    info.tokens,
+                    info.created as i64
+                ],
+            )?;
+            transaction.execute(
+                "UPDATE chunks SET tokens = coalesce(?, tokens) WHERE tenant = ? AND id = ?",
+                params![info.tokens, TENANT, info.id.as_bytes()],
+            )?;
+            for tag in &info.tags {
+                insert_tag(transaction, info.id, tag)?;
+            }
+            Ok(inserted == 1)
+        })?;
+        if inserted {
+            return Ok(PutChunk::New);
+        }
+        let there = self.chunk_info(info.id)?;
+        Ok(there.map_or(PutChunk::New, PutChunk::Already))
+    }
+
+    pub fn chunk(&self, id: ChunkId) -> Result<Option<StoredChunk>, StoreError> {
+        let Some(info) = self.chunk_info(id)? else { return Ok(None) };
+        let query = "SELECT text FROM chunks WHERE tenant = ? AND id = ?";
+        let parameters = params![TENANT, id.as_bytes()];
+        let text = self.connection.query_row(query, parameters, |row| row.get(0)).optional();
+        Ok(self.sql(text)?.map(|text| StoredChunk { info, text }))
+    }
+
+    /// In the order they were created.
+    pub fn chunks(&self) -> Result<Vec<ChunkInfo>, StoreError> {
+        let query =
+            format!("SELECT {COLUMNS} FROM chunks WHERE tenant = ? ORDER BY created, rowid");
+        let rows = self.sql(self.connection.prepare(&query).and_then(|mut statement| {
+            statement.query_map([TENANT], read)?.collect::<rusqlite::Result<Vec<_>>>()
+        }))?;
+        rows.into_iter().map(|row| self.info(row)).collect()
+    }
+
+    pub fn chunk_info(&self, id: ChunkId) -> Result<Option<ChunkInfo>, StoreError> {
+        let query = format!("SELECT {COLUMNS} FROM chunks WHERE tenant = ? AND id = ?");
+        let parameters = params![TENANT, id.as_bytes()];
+        let row = self.sql(self.connection.query_row(&query, parameters, read).optional())?;
+        row.map(|row| self.info(row)).transpose()
+    }
+
+    /// The chunk whose id starts so: a unique prefix of four or more hex digits.
+    pub fn find_chunk(&self, text: &str) -> Result<ChunkId, StoreError> {
+        let unknown = || StoreError::UnknownChunk { text: text.to_owned() };
+        let is_hex = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_hex || text.len() < SHORTEST_PREFIX {
+            return Err(unknown());
+        }
+        let query = "SELECT id FROM chunks WHERE tenant = ? AND hex(id) LIKE ? || '%' ORDER BY id";
+        let matches: Vec<[u8; 32]> =
+            self.sql(self.connection.prepare(query).and_then(|mut statement| {
+                statement.query_map([TENANT, text], |row| row.get(0))?.collect()
+            }))?;
+        match matches[..] {
+            [] => Err(unknown()),
+            [one] => Ok(ChunkId::from_bytes(one)),
+            _ => Err(StoreError::AmbiguousChunk {
+                text: text.to_owned(),
+                matches: matches.iter().map(|id| ChunkId::from_bytes(*id).short()).collect(),
+            }),
+        }
+    }
+
+    /// False where there is no such chunk.
+    pub fn add_tag(&self, id: ChunkId, tag: &str) -> Result<bool, StoreError> {
+        if self.chunk_info(id)?.is_none() {
+            return Ok(false);
+        }
+        self.change(|transaction| insert_tag(transaction, id, tag))?;
+        Ok(true)
+    }
+
+    /// Also from the contexts that name it. False where there was none.
+    pub fn remove_chunk(&self, id: ChunkId) -> Result<bool, StoreError> {
+        let query = "DELETE FROM chunks WHERE tenant = ? AND id = ?";
+        let removed = self.change(|transaction| {
+            transaction.execute("DELETE FROM kv_files WHERE chunk = ?", [id.as_bytes()])?;
+            transaction.execute(query, params![TENANT, id.as_bytes()])
+        })?;
+        Ok(removed == 1)
+    }
+
+    fn info(
+        &self,
+        (id, name, kind, tokens, created, text_bytes): Fields,
+    ) -> Result<ChunkInfo, StoreError> {
+        let kind = ChunkKind::parse(&kind).ok_or_else(|| self.bad_row("kind of chunk", kind))?;
+        let id = ChunkId::from_bytes(id);
+        let tags = self.tags(id)?;
+        let (created, text_bytes) = (created as u64, text_bytes as u64);
+        Ok(ChunkInfo { id, name, kind, tokens, created, text_bytes, tags })
+    }
+
+    fn tags(&self, id: ChunkId) -> Result<Vec<String>, StoreError> {
+        let query = "SELECT tag FROM chunk_tags WHERE tenant = ? AND id = ? ORDER BY tag";
+        self.sql(self.connection.prepare(query).and_then(|mut statement| {
+            statement.query_map(params![TENANT, id.as_bytes()], |row| row.get(0))?.collect()
+        }))
+    }
+}
+
+/// id, name, kind, tokens, created, bytes of text
+type Fields = ([u8; 32], String, String, Option<u32>, i64, i64);
+
+fn read(row: &Row) -> rusqlite::Result<Fields> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+}
+
+fn insert_tag(transaction: &rusqlite::Transaction, id: ChunkId, tag: &str) -> rusqlite::Result<()> {
+    let query = "INSERT INTO chunk_tags (tenant, id, tag) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
+    transaction.execute(query, params![TENANT, id.as_bytes(), tag]).map(drop)
+}

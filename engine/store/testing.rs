@@ -1,0 +1,121 @@
+//! What the store's tests share: seeded rows, folders of their own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use strand_kernels::{KvDtype, RotaryTable};
+
+use super::codec::Coding;
+use super::kv_file::{KvRecord, KvShape};
+use crate::cache::{KvIdentity, KvVariant};
+use crate::{ChunkId, SegmentKv};
+
+pub(super) const DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16];
+
+/// A linear congruential generator (Knuth's MMIX constants), its high bits.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u32 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 32) as u32
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.next() as usize % limit
+    }
+
+    /// Bell-shaped around zero, standard deviation one.
+    pub fn normal(&mut self) -> f32 {
+        let sum: f32 = (0..6).map(|_| (self.next() >> 8) as f32 / (1u32 << 24) as f32).sum();
+        (sum - 3.0) * std::f32::consts::SQRT_2
+    }
+
+    /// So many bell-shaped numbers as they lie in a frame.
+    pub fn numbers(&mut self, dtype: KvDtype, count: usize) -> Vec<u8> {
+        let number = |x: f32| match dtype {
+            KvDtype::F32 => x.to_le_bytes().to_vec(),
+            KvDtype::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
+            KvDtype::Bf16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+        };
+        (0..count).flat_map(|_| number(self.normal())).collect()
+    }
+}
+
+pub(super) fn shape(dtype: KvDtype) -> KvShape {
+    KvShape { layers: 2, kv_heads: 2, head_dim: 8, dtype }
+}
+
+/// A segment of so many tokens, and its rows. The seed is the chunk's text.
+pub(super) fn segment(seed: u64, dtype: KvDtype, tokens: usize) -> (KvRecord, SegmentKv) {
+    let mut random = Random::new(seed);
+    let shape = shape(dtype);
+    let record = KvRecord {
+        identity: identity(),
+        variant: KvVariant::Lossless,
+        chunk: ChunkId::of(text(seed).as_bytes()),
+        first_position: 3,
+        seen: Vec::new(),
+        tokens: (0..tokens).map(|_| random.next()).collect(),
+        shape,
+    };
+    let frames = (0..2 * shape.layers).map(|_| random.numbers(dtype, tokens * shape.width()));
+    (record, SegmentKv { frames: frames.collect() })
+}
+
+/// The text of [`segment`]'s chunk.
+pub(super) fn text(seed: u64) -> String {
+    format!("text {seed}")
+}
+
+pub(super) fn identity() -> KvIdentity {
+    KvIdentity {
+        model: [7; 32],
+        numerics: "f32".to_owned(),
+        rope: "plain".to_owned(),
+        anchor: vec![1, 2, 3],
+        ..KvIdentity::default()
+    }
+}
+
+/// Frequencies of heads as wide, cos and sin times a factor.
+pub(super) fn rotation(width: usize, factor: f64) -> Arc<RotaryTable> {
+    let frequency = |i: usize| 10_000f64.powf(-2.0 * i as f64 / width as f64);
+    let frequencies: Vec<f64> = (0..width / 2).map(frequency).collect();
+    Arc::new(RotaryTable::new(&frequencies, factor, 4096))
+}
+
+pub(super) fn coding(threads: usize) -> Coding {
+    Coding { rotary: Some(rotation(8, 1.0)), threads }
+}
+
+/// A folder that goes with the test.
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new() -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("strand-store-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("the temporary folder can be written");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).expect("what was made can be removed");
+    }
+}
