@@ -169,7 +169,13 @@ impl Answer {
                 "decode_tokens_per_second": self.decode_speed(),
             },
             "reuse": self.reuse.map(|reuse| {
-                json!({"device": reuse.device, "encoded": reuse.encoded})
+                json!({
+                    "device": reuse.device,
+                    "host": reuse.host,
+                    "disk": reuse.disk,
+                    "encoded": reuse.encoded,
+                    "recomputed": reuse.recomputed,
+                })
             }),
         });
         if let Some(prompt) = &self.prompt_logprobs {
@@ -218,7 +224,7 @@ mod tests {
                 prefill: Duration::from_millis(500),
                 decode: Duration::from_millis(1000),
             },
-            reuse: Some(Reuse { device: 3, encoded: 1 }),
+            reuse: Some(Reuse { device: 3, encoded: 1, ..Reuse::default() }),
         };
         let entry = json!({
             "token_id": 7, "token": null, "logprob": -0.5, "top": [[7, -0.5], [2, -1.25]],
@@ -238,7 +244,7 @@ mod tests {
                 "prefill_tokens_per_second": 2.0,
                 "decode_tokens_per_second": 2.0,
             },
-            "reuse": {"device": 3, "encoded": 1},
+            "reuse": {"device": 3, "host": 0, "disk": 0, "encoded": 1, "recomputed": 0},
             "prompt_logprobs": [null, entry],
         });
         assert_eq!(answer.to_json(None), expected);

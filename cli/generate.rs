@@ -37,7 +37,7 @@ pub fn run(args: &GenerateArgs, common: &CommonArgs, interrupt: &Interrupt) -> R
             prompt_logprobs: args.prompt_logprobs,
             ..sampling::limits(&args.sampling)
         },
-        priority: 0,
+        ..Request::new(Vec::new())
     };
     let answer = print(&engine, request, common.json, interrupt)?;
     Ok(if answer.finish_reason.is_some() { Outcome::Done } else { Outcome::Interrupted })

@@ -45,7 +45,7 @@ pub fn start(
     let started = Instant::now();
     let files = ModelFiles::open(source)?;
     let mut progress = Progress::new();
-    let engine = strand_engine::start(files, config, &mut |done, total| {
+    let engine = strand_engine::start(files, config, None, &mut |done, total| {
         progress.update(done, total);
     })?;
     progress.finish();

@@ -6,13 +6,28 @@ use std::sync::Arc;
 use strand_kernels::PageEntry;
 use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 
+use crate::cache::{KvId, KvSegment};
 use crate::error::Error;
+use crate::segment_kv::SegmentKv;
 use crate::sequence::SequenceId;
 
 /// The sequences of one step, those that decode and those that prefill alike.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
+    /// To be carried out in order, before the forward.
+    pub moves: Vec<BlockMove>,
     pub rows: Vec<BatchRow>,
+}
+
+/// KV on its way between the pool and the host.
+#[derive(Debug, Clone)]
+pub enum BlockMove {
+    /// A copy of these physical rows goes to the host: all rows of the segment, in order.
+    Offload { segment: Arc<KvSegment>, slots: Vec<u32> },
+    /// Rows of the host's copy, from `first_row` on, go to these physical rows.
+    Onboard { kv: KvId, first_row: usize, slots: Vec<u32> },
+    /// The host's copy goes, to the disk unless that has it.
+    Discard { segment: Arc<KvSegment>, on_disk: bool },
 }
 
 impl Batch {
@@ -84,4 +99,10 @@ pub struct Sampled {
 pub trait Runner {
     /// One result a row, in the order of the batch.
     fn run(&mut self, batch: &Batch) -> Result<Vec<Result<RowOutput, Error>>, Error>;
+
+    /// A copy of physical rows of the pool, in this order.
+    fn gather(&mut self, slots: &[u32]) -> Result<SegmentKv, Error>;
+
+    /// Writes rows of a copy, from `first_row` on, to physical rows of the pool.
+    fn scatter(&mut self, kv: &SegmentKv, first_row: usize, slots: &[u32]) -> Result<(), Error>;
 }

@@ -6,6 +6,7 @@ use strand_kernels::{KvDtype, WeightDtype};
 use strand_models::ModelConfig;
 
 use crate::error::{Error, at_least, at_most};
+use crate::store::Codec;
 
 /// What the user gave; `None` leaves the choice to [`EnginePlan::resolve`].
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +23,10 @@ pub struct EngineConfig {
     /// Requests that may wait.
     pub max_queue: usize,
     pub threads: Option<usize>,
+    /// Bytes of KV kept beside the pool.
+    pub host_memory: Option<u64>,
+    /// How KV is written to the disk.
+    pub kv_codec: Codec,
 }
 
 impl Default for EngineConfig {
@@ -36,6 +41,8 @@ impl Default for EngineConfig {
             max_model_len: None,
             max_queue: 1024,
             threads: None,
+            host_memory: None,
+            kv_codec: Codec::default(),
         }
     }
 }
@@ -85,6 +92,12 @@ pub struct EnginePlan {
     pub max_queue: usize,
     pub threads: usize,
     pub vocab_size: usize,
+    /// Bytes of KV kept beside the pool.
+    pub host_memory: u64,
+    /// How KV is written that nobody asked to be written.
+    pub kv_codec: Codec,
+    /// So many keys cost attention as much as all products of a token cost.
+    pub attention_scale: usize,
 }
 
 /// A page entry counts its rows in 16 bits.
@@ -93,6 +106,8 @@ const MAX_BLOCK_SIZE: usize = u16::MAX as usize;
 const MAX_THREADS: usize = 1024;
 /// Share of the memory left beside the weights that KV takes when the user says nothing.
 const KV_SHARE: f64 = 0.5;
+/// Share of the memory left beside the pool that the host tier may fill.
+const HOST_SHARE: f64 = 0.25;
 /// A context longer than this is taken only when asked for: KV is paid for in advance.
 const DEFAULT_MAX_MODEL_LEN: usize = 32_768;
 
@@ -125,6 +140,14 @@ impl EnginePlan {
         if pool_bytes > machine.free_memory {
             return Err(Error::PoolBeyondMemory { pool_bytes, free: machine.free_memory });
         }
+        let host_memory = asked.host_memory.unwrap_or_else(|| {
+            let left = machine.free_memory.saturating_sub(pool_bytes);
+            (left as f64 * HOST_SHARE) as u64
+        });
+        if host_memory > machine.free_memory {
+            let (asked, free) = (host_memory, machine.free_memory);
+            return Err(Error::HostBeyondMemory { asked, free });
+        }
         // a KV row's number has 32 bits
         let addressable = u32::MAX as usize / asked.block_size;
         let num_blocks = usize::try_from(pool_bytes / block_bytes).unwrap_or(usize::MAX);
@@ -154,8 +177,18 @@ impl EnginePlan {
             max_queue: asked.max_queue,
             threads: asked.threads.unwrap_or(machine.threads),
             vocab_size: model.vocab_size,
+            host_memory,
+            kv_codec: asked.kv_codec,
+            attention_scale: attention_scale(model),
         })
     }
+}
+
+/// Keys whose scores and values cost as much arithmetic as a token's products: 2 operations a
+/// parameter against 4 a layer, head and dimension.
+fn attention_scale(model: &ModelConfig) -> usize {
+    let width = model.num_attention_heads * model.head_dim * model.num_hidden_layers;
+    (model.num_parameters() as usize / (2 * width).max(1)).max(1)
 }
 
 /// Bytes of a block in all layers, K and V; the largest number where no machine holds one.
@@ -163,6 +196,13 @@ fn block_bytes(model: &ModelConfig, block_size: usize, kv_dtype: KvDtype) -> u64
     let row = model.num_key_value_heads as u128 * model.head_dim as u128;
     let rows = 2 * model.num_hidden_layers as u128 * block_size as u128;
     u64::try_from(rows * row * kv_dtype.size() as u128).unwrap_or(u64::MAX)
+}
+
+impl EnginePlan {
+    /// Bytes of a token's KV in all layers.
+    pub fn token_bytes(&self) -> u64 {
+        self.block_bytes / self.block_size as u64
+    }
 }
 
 impl fmt::Display for EnginePlan {

@@ -3,19 +3,23 @@
 //! Owns all state of the requests it serves. Knows neither threads nor channels nor clocks:
 //! what happened in a step is returned as events.
 
+pub mod verbs;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use strand_models::Tokenizer;
 
 use crate::batch::{Batch, RowOutput, Runner, Sampled};
-use crate::cache::{ChunkId, Layout};
+use crate::cache::{ChunkId, KvId, KvIdentity, KvVariant, Layout, Tiers, TiersOf};
 use crate::config::EnginePlan;
 use crate::error::{Error, at_least, at_most};
 use crate::output::OutputText;
-use crate::request::{Event, FinishReason, Request, Reuse, Segment};
+use crate::request::{Event, FinishReason, Request, Restore, Segment};
 use crate::scheduler::{Scheduler, SchedulerLimits};
-use crate::sequence::{RequestId, Rules, Sequence, SequenceId};
+use crate::sequence::{RequestId, Roots, Rules, Sequence, SequenceId};
+use crate::store::{Codec, SavedFile};
+use crate::tiering::Tiering;
 
 /// Most choices of one request.
 const MAX_N: u32 = 128;
@@ -32,7 +36,34 @@ pub struct Engine<R> {
     requests: HashMap<RequestId, Vec<SequenceId>>,
     next_sequence: u64,
     next_request: u64,
+    next_ticket: u64,
+    tiering: Tiering,
+    /// What all names of KV start from.
+    identity: KvIdentity,
     counters: Counters,
+}
+
+/// What an engine is told of its tiers besides the pool.
+#[derive(Debug, Default)]
+pub struct TierSetup {
+    pub identity: KvIdentity,
+    pub host_memory: u64,
+    /// How the host's overflow is written; `None` without a disk.
+    pub disk: Option<DiskSetup>,
+}
+
+#[derive(Debug, Default)]
+pub struct DiskSetup {
+    /// For what is written unasked.
+    pub codec: Codec,
+    pub files: Vec<(KvId, ChunkId)>,
+}
+
+/// What a command that had to wait for the disk has come to.
+#[derive(Debug)]
+pub enum Outcome {
+    Saved(Result<SavedFile, Error>),
+    Erased(Result<(), Error>),
 }
 
 /// The part of a live sequence that the scheduler doesn't know.
@@ -75,6 +106,8 @@ pub struct Stats {
     pub encoded_tokens: u64,
     pub generated_tokens: u64,
     pub preemptions: u64,
+    pub host_bytes: u64,
+    pub host_budget: u64,
     pub prefill_tokens: u64,
     pub decode_tokens: u64,
     /// Time of steps; one that did both counts by its share of tokens.
@@ -88,14 +121,21 @@ impl<R: Runner> Engine<R> {
         runner: R,
         tokenizer: Option<Tokenizer>,
         eos_token_ids: Vec<u32>,
+        tiers: TierSetup,
     ) -> Self {
         let limits = SchedulerLimits {
             max_num_seqs: plan.max_num_seqs,
             max_num_batched_tokens: plan.max_num_batched_tokens,
             block_size: plan.block_size,
+            token_bytes: plan.token_bytes(),
         };
+        let mut books = Tiers::new(tiers.host_memory, plan.attention_scale as f64);
+        let codec = tiers.disk.as_ref().map(|disk| disk.codec);
+        for (kv, chunk) in tiers.disk.into_iter().flat_map(|disk| disk.files) {
+            books.put_disk(kv, chunk);
+        }
         Self {
-            scheduler: Scheduler::new(limits, plan.num_blocks),
+            scheduler: Scheduler::new(limits, plan.num_blocks, books),
             plan,
             runner,
             tokenizer,
@@ -104,6 +144,9 @@ impl<R: Runner> Engine<R> {
             requests: HashMap::new(),
             next_sequence: 0,
             next_request: 0,
+            next_ticket: 0,
+            tiering: Tiering::new(codec),
+            identity: tiers.identity,
             counters: Counters::default(),
         }
     }
@@ -117,19 +160,82 @@ impl<R: Runner> Engine<R> {
         let id = RequestId(self.next_request);
         self.next_request += 1;
         self.counters.requests += 1;
+        let roots = Roots::new(&self.identity, request);
+        let lossy = request.allow_lossy.then(|| self.with_lossy(request, &rules, &roots));
+        let request = lossy.as_ref().unwrap_or(request);
         let mut sequences = Vec::new();
         for choice in 0..request.limits.n {
             let sequence_id = SequenceId(self.next_sequence);
             self.next_sequence += 1;
-            let sequence =
-                Sequence::new(sequence_id, choice, request, &rules, self.plan.block_size);
+            let block_size = self.plan.block_size;
+            let mut sequence =
+                Sequence::new(sequence_id, choice, request, &rules, &roots, block_size);
             let text = OutputText::new(self.tokenizer.as_ref(), &sequence.tokens, &request.limits);
             self.choices.insert(sequence_id, Choice { request: id, text });
+            if choice == 0 {
+                // later choices find what the first has fetched
+                self.fetch(&mut sequence, request.restore);
+            }
             self.scheduler.add(sequence);
             sequences.push(sequence_id);
         }
         self.requests.insert(id, sequences);
         Ok(id)
+    }
+
+    /// The request with lossy KV named where that is all there is of a chunk.
+    fn with_lossy(&self, request: &Request, rules: &Arc<Rules>, roots: &Roots) -> Request {
+        let sequence_of = |request: &Request| {
+            let id = SequenceId(u64::MAX); // named nowhere
+            Sequence::new(id, 0, request, rules, roots, self.plan.block_size)
+        };
+        let there = self.scheduler.residency(&mut sequence_of(request));
+        let mut lossy = request.clone();
+        let is_chunk = |segment: &Segment| segment.chunk.is_some() && !segment.recomputed;
+        let nowhere = |tiers: &TiersOf| *tiers == TiersOf::default();
+        for (segment, tiers) in lossy.prompt.iter_mut().zip(&there) {
+            if is_chunk(segment) && nowhere(tiers) {
+                segment.variant = KvVariant::Int8;
+            }
+        }
+        let there = self.scheduler.residency(&mut sequence_of(&lossy));
+        for (segment, tiers) in lossy.prompt.iter_mut().zip(&there) {
+            if nowhere(tiers) {
+                segment.variant = KvVariant::Lossless;
+            }
+        }
+        lossy
+    }
+
+    /// Has the disk read what a sequence's chunks need of it.
+    fn fetch(&mut self, sequence: &mut Sequence, restore: Restore) {
+        let there = self.scheduler.residency(sequence);
+        let needed = sequence.layout.needed(|segment| {
+            let tiers = there[usize::from(segment)];
+            !(tiers.device || tiers.host || tiers.disk && restore != Restore::Never)
+        });
+        for segment in (0..sequence.layout.num_segments()).filter(|&s| needed[usize::from(s)]) {
+            let tiers = there[usize::from(segment)];
+            let Some(kv) = sequence.kv(segment).filter(|_| !tiers.device && tiers.disk).cloned()
+            else {
+                continue;
+            };
+            let tokens = kv.tokens.len();
+            let wanted = match restore {
+                Restore::Always => true,
+                // what was computed with loss can't be computed again
+                Restore::Auto | Restore::Never if kv.variant == KvVariant::Int8 => true,
+                Restore::Auto => {
+                    let bytes = tokens as u64 * self.plan.token_bytes();
+                    self.tiering.speeds.prefer_loading(tokens, bytes)
+                }
+                Restore::Never => false,
+            };
+            if wanted && !tiers.host {
+                self.tiering.load(&kv, sequence.id);
+                sequence.loading.insert(kv.kv);
+            }
+        }
     }
 
     /// Checks a request against the model and the pool and resolves what it left open.
@@ -166,6 +272,9 @@ impl<R: Runner> Engine<R> {
         if !limits.stop.is_empty() && self.tokenizer.is_none() {
             return Err(Error::NoTokenizer);
         }
+        if limits.prompt_logprobs.is_some() && request.prompt.iter().any(|s| s.hidden > 0) {
+            return Err(Error::HiddenPromptLogprobs);
+        }
         request.sampling.check(vocab_size).map_err(Error::Sampling)?;
         let max_tokens = self.max_tokens(request)?;
         at_most("min_tokens", limits.min_tokens, max_tokens)?;
@@ -184,7 +293,9 @@ impl<R: Runner> Engine<R> {
     fn max_tokens(&self, request: &Request) -> Result<usize, Error> {
         let room = self.plan.max_model_len - request.prompt_tokens();
         let segments = request.prompt.iter().map(Segment::layout);
-        let prompt_blocks = Layout::new(self.plan.block_size, segments).num_blocks();
+        let layout = Layout::new(self.plan.block_size, segments);
+        let needed = (0..).zip(layout.needed(|_| true)).filter(|(_, needed)| *needed);
+        let prompt_blocks: usize = needed.map(|(segment, _)| layout.blocks_of(segment).len()).sum();
         let last = request.prompt.last().map_or(0, |segment| segment.tokens.len());
         let before = prompt_blocks - last.div_ceil(self.plan.block_size);
         let needed = |tokens: usize| before + (last + tokens).div_ceil(self.plan.block_size);
@@ -195,20 +306,6 @@ impl<R: Runner> Engine<R> {
         }
         let in_pool = (available - before) * self.plan.block_size - last;
         Ok(request.limits.max_tokens.unwrap_or(room.min(in_pool)))
-    }
-
-    /// How many tokens of each segment are in the pool, of a request that could be submitted.
-    pub fn resident(&self, request: &Request) -> Result<Vec<usize>, Error> {
-        let rules = Arc::new(self.rules(request)?);
-        let id = SequenceId(u64::MAX); // named nowhere
-        let sequence = Sequence::new(id, 0, request, &rules, self.plan.block_size);
-        Ok(self.scheduler.resident(sequence))
-    }
-
-    /// Makes a chunk's KV unfindable. Requests that use it now go on. Returns the blocks freed or
-    /// to be freed.
-    pub fn erase(&mut self, chunk: ChunkId) -> usize {
-        self.scheduler.erase(chunk)
     }
 
     /// Ends a request without another word.
@@ -226,6 +323,11 @@ impl<R: Runner> Engine<R> {
         self.scheduler.is_empty()
     }
 
+    /// True when a step would compute something: some requests only wait for the disk.
+    pub fn has_work(&self) -> bool {
+        self.scheduler.has_work()
+    }
+
     pub fn is_alive(&self, id: RequestId) -> bool {
         self.requests.contains_key(&id)
     }
@@ -234,12 +336,13 @@ impl<R: Runner> Engine<R> {
     pub fn step(&mut self) -> Step {
         let batch = self.scheduler.schedule();
         let mut step = Step::default();
+        let moved = self.tiering.carry_out(&batch.moves, &mut self.runner);
         if batch.rows.is_empty() {
             return step;
         }
         self.counters.steps += 1;
         self.count_tokens(&batch, &mut step);
-        let outputs = match self.runner.run(&batch) {
+        let outputs = match moved.and_then(|()| self.runner.run(&batch)) {
             Ok(outputs) => outputs,
             Err(error) => batch.rows.iter().map(|_| Err(error.clone())).collect(),
         };
@@ -293,10 +396,11 @@ impl<R: Runner> Engine<R> {
         self.scheduler.push(id, token);
         self.counters.generated_tokens += 1;
         let sequence = self.scheduler.get(id).expect("it was just extended");
-        let (choice, found) = (sequence.choice, sequence.found.expect("it has been admitted"));
+        let choice = sequence.choice;
+        let reuse = sequence.reuse.expect("it has been admitted");
+        let exactness = sequence.exactness();
         let is_stop_token = sequence.rules.stop_token_ids.contains(&token);
         let is_full = sequence.output().len() >= sequence.rules.max_tokens;
-        let reuse = Reuse { device: found, encoded: sequence.prompt_len - found };
         let output = &mut self.choices.get_mut(&id).expect("every live sequence is here").text;
         let (text, met_stop_string) =
             if is_stop_token { (String::new(), false) } else { output.push(token) };
@@ -307,7 +411,7 @@ impl<R: Runner> Engine<R> {
             (false, false) => return,
         };
         let text = if met_stop_string { String::new() } else { output.finish() };
-        step.events.push((request, Event::Finished { choice, reason, text, reuse }));
+        step.events.push((request, Event::Finished { choice, reason, text, reuse, exactness }));
         self.end(id);
         let left = self.requests.get_mut(&request).expect("it is alive");
         left.retain(|&other| other != id);
@@ -319,6 +423,7 @@ impl<R: Runner> Engine<R> {
     fn end(&mut self, id: SequenceId) {
         self.scheduler.remove(id);
         self.choices.remove(&id);
+        self.trim_host(); // what it had leased
     }
 
     /// Counts so far; the times are the caller's.
@@ -337,6 +442,8 @@ impl<R: Runner> Engine<R> {
             encoded_tokens: counted.encoded_tokens,
             generated_tokens: self.counters.generated_tokens,
             preemptions: counted.preemptions,
+            host_bytes: self.scheduler.tiers().host_bytes(),
+            host_budget: self.scheduler.tiers().host_budget(),
             ..Stats::default()
         }
     }

@@ -43,6 +43,11 @@ pub enum Error {
          lower --kv-memory"
     )]
     PoolBeyondMemory { pool_bytes: u64, free: u64 },
+    #[error(
+        "{asked} bytes for KV beside the pool are more than the {free} bytes of memory that are \
+         free; lower --host-memory"
+    )]
+    HostBeyondMemory { asked: u64, free: u64 },
     #[error("max_model_len {asked} exceeds the {supported} positions the model was made for")]
     LengthBeyondModel { asked: usize, supported: usize },
     #[error("{0}")]
@@ -70,6 +75,22 @@ pub enum Error {
         "the active chunks have {chunks} tokens, {room} are left for the prompt; deactivate some"
     )]
     ChunksTooLong { chunks: usize, room: usize },
+    #[error("chunk {chunk}... has no KV to save; it must be encoded first")]
+    NoKv { chunk: String },
+    #[error(
+        "the KV of chunk {chunk}... takes {bytes} bytes, the host holds {budget} in all; \
+         raise --host-memory"
+    )]
+    HostTooSmall { chunk: String, bytes: u64, budget: u64 },
+    #[error("nothing can be saved: {reason}")]
+    NoStore { reason: String },
+    #[error("over the {budget} bytes a minute that are written unasked")]
+    WriteBudget { budget: u64 },
+    #[error(
+        "log-probabilities of the prompt can't be asked for where chunks are switched off or \
+         recomputed; use --reuse exact or independent"
+    )]
+    HiddenPromptLogprobs,
     #[error("the queue is full ({limit} requests wait); try again later")]
     QueueFull { limit: usize },
     #[error("the model produced a value that is not a number, first in {layer}")]

@@ -14,21 +14,37 @@ use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
 use tokio::sync::oneshot;
 
 use crate::batch::Runner;
-use crate::cache::ChunkId;
+use crate::cache::{ChunkId, TiersOf};
 use crate::config::EnginePlan;
-use crate::engine::{Engine, Stats};
+use crate::engine::verbs::{Erased, Unloaded};
+use crate::engine::{Engine, Outcome, Stats};
 use crate::error::Error;
-use crate::request::{Event, Request};
+use crate::io::{IoFiles, IoThreads};
+use crate::request::{Event, Request, Segment};
 use crate::sequence::RequestId;
+use crate::store::{Codec, SavedFile};
+use crate::tiering::{IoDone, Ticket};
 
 /// Commands that may wait at the engine's door.
 const COMMAND_QUEUE: usize = 1024;
 
 enum Command {
     Submit { request: Box<Request>, events: mpsc::Sender<Event> },
-    Resident { request: Box<Request>, answer: oneshot::Sender<Result<Vec<usize>, Error>> },
-    Erase { chunk: ChunkId, answer: oneshot::Sender<usize> },
+    Residency { prompt: Vec<Segment>, answer: Answer<Vec<TiersOf>> },
+    Save { prompt: Vec<Segment>, codec: Codec, answer: Answer<SavedFile> },
+    Unload { prompt: Vec<Segment>, answer: Answer<Unloaded> },
+    Erase { chunk: ChunkId, answer: Answer<Erased> },
     Stats(oneshot::Sender<Stats>),
+    Io(IoDone),
+}
+
+/// The way back of an answer.
+type Answer<T> = oneshot::Sender<Result<T, Error>>;
+
+/// Who waits for the disk.
+enum Pending {
+    Save(Answer<SavedFile>),
+    Erase(Erased, Answer<Erased>),
 }
 
 /// Speaks to a running engine. Clones share it.
@@ -69,13 +85,26 @@ impl EventStream {
 }
 
 impl EngineHandle {
-    /// Moves an engine to a thread of its own.
-    pub fn spawn<R: Runner + Send + 'static>(engine: Engine<R>, facts: ModelFacts) -> Self {
+    /// Moves an engine to a thread of its own, and its files to others.
+    pub fn spawn<R: Runner + Send + 'static>(
+        engine: Engine<R>,
+        facts: ModelFacts,
+        files: Option<IoFiles>,
+    ) -> Self {
         let plan = Arc::new(engine.plan().clone());
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
+        // Weak: what comes back from the disk must not keep the engine alive.
+        let door = commands.downgrade();
+        let io = files.map(|files| {
+            IoThreads::spawn(files, move |done| {
+                // An engine that is gone wants no answer.
+                let door = door.upgrade();
+                door.map_or(Ok(()), |door| door.blocking_send(Command::Io(done))).ok();
+            })
+        });
         let thread = std::thread::Builder::new()
             .name("strand-engine".into())
-            .spawn(move || EngineLoop::new(engine, receiver).run())
+            .spawn(move || EngineLoop::new(engine, receiver, io).run())
             .expect("the system can start a thread");
         let thread = Arc::new(EngineThread(Some(thread)));
         Self { commands, _thread: thread, plan, facts: Arc::new(facts) }
@@ -122,16 +151,25 @@ impl EngineHandle {
         Ok(EventStream { events })
     }
 
-    /// How many tokens of each segment of a request are in the pool. Waits as
-    /// [`EngineHandle::stats`] does.
-    pub fn resident(&self, request: Request) -> Result<Vec<usize>, Error> {
-        self.ask(|answer| Command::Resident { request: Box::new(request), answer })?
+    /// Where each segment of a prompt has its KV. Waits as [`EngineHandle::stats`] does.
+    pub fn residency(&self, prompt: Vec<Segment>) -> Result<Vec<TiersOf>, Error> {
+        self.ask(|answer| Command::Residency { prompt, answer })?
     }
 
-    /// Makes a chunk's KV unfindable; returns how many blocks held it. Waits as
-    /// [`EngineHandle::stats`] does.
-    pub fn erase(&self, chunk: ChunkId) -> Result<usize, Error> {
-        self.ask(|answer| Command::Erase { chunk, answer })
+    /// Writes the KV of a prompt's last segment, a chunk, to the disk, and waits until it is
+    /// safe there. [`Error::NoKv`] where it has to be encoded first.
+    pub fn save(&self, prompt: Vec<Segment>, codec: Codec) -> Result<SavedFile, Error> {
+        self.ask(|answer| Command::Save { prompt, codec, answer })?
+    }
+
+    /// Moves the KV of a prompt's last segment, a chunk, from the pool to the host.
+    pub fn unload(&self, prompt: Vec<Segment>) -> Result<Unloaded, Error> {
+        self.ask(|answer| Command::Unload { prompt, answer })?
+    }
+
+    /// Removes a chunk's KV from every tier, and waits until the disk has done so.
+    pub fn erase(&self, chunk: ChunkId) -> Result<Erased, Error> {
+        self.ask(|answer| Command::Erase { chunk, answer })?
     }
 
     /// What the engine is doing. Waits for the step in progress.
@@ -161,7 +199,9 @@ impl Drop for EngineThread {
 struct EngineLoop<R> {
     engine: Engine<R>,
     commands: mpsc::Receiver<Command>,
+    io: Option<IoThreads>,
     listeners: HashMap<RequestId, mpsc::Sender<Event>>,
+    pending: HashMap<Ticket, Pending>,
     prefill_seconds: f64,
     decode_seconds: f64,
     prefill_tokens: u64,
@@ -169,11 +209,13 @@ struct EngineLoop<R> {
 }
 
 impl<R: Runner> EngineLoop<R> {
-    fn new(engine: Engine<R>, commands: mpsc::Receiver<Command>) -> Self {
+    fn new(engine: Engine<R>, commands: mpsc::Receiver<Command>, io: Option<IoThreads>) -> Self {
         Self {
             engine,
             commands,
+            io,
             listeners: HashMap::new(),
+            pending: HashMap::new(),
             prefill_seconds: 0.0,
             decode_seconds: 0.0,
             prefill_tokens: 0,
@@ -184,7 +226,7 @@ impl<R: Runner> EngineLoop<R> {
     /// Until nobody can speak to the engine any more. Work whose owner is gone is dropped.
     fn run(mut self) {
         loop {
-            if self.engine.is_idle() {
+            if !self.engine.has_work() {
                 let Some(command) = self.commands.blocking_recv() else { return };
                 self.obey(command);
             }
@@ -198,6 +240,7 @@ impl<R: Runner> EngineLoop<R> {
             }
             self.cancel_abandoned();
             self.step();
+            self.dispatch();
         }
     }
 
@@ -210,11 +253,47 @@ impl<R: Runner> EngineLoop<R> {
                 // A receiver that is gone already wants no answer.
                 Err(error) => drop(events.try_send(Event::Failed(error))),
             },
-            Command::Resident { request, answer } => {
-                drop(answer.send(self.engine.resident(&request)));
+            Command::Residency { prompt, answer } => {
+                drop(answer.send(self.engine.residency(prompt)));
             }
-            Command::Erase { chunk, answer } => drop(answer.send(self.engine.erase(chunk))),
+            Command::Save { prompt, codec, answer } => match self.engine.save(prompt, codec) {
+                Ok(ticket) => drop(self.pending.insert(ticket, Pending::Save(answer))),
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            Command::Unload { prompt, answer } => drop(answer.send(self.engine.unload(prompt))),
+            Command::Erase { chunk, answer } => match self.engine.erase(chunk) {
+                (erased, Some(ticket)) => {
+                    self.pending.insert(ticket, Pending::Erase(erased, answer));
+                }
+                (erased, None) => drop(answer.send(Ok(erased))),
+            },
             Command::Stats(answer) => drop(answer.send(self.stats())),
+            Command::Io(done) => {
+                if let Some((ticket, outcome)) = self.engine.io_done(done) {
+                    self.answer(ticket, outcome);
+                }
+            }
+        }
+        self.dispatch();
+    }
+
+    fn answer(&mut self, ticket: Ticket, outcome: Outcome) {
+        match (self.pending.remove(&ticket), outcome) {
+            (Some(Pending::Save(answer)), Outcome::Saved(result)) => drop(answer.send(result)),
+            (Some(Pending::Erase(erased, answer)), Outcome::Erased(result)) => {
+                drop(answer.send(result.map(|()| erased)));
+            }
+            _ => unreachable!("a ticket is given for one command and answered once"),
+        }
+    }
+
+    /// Hands the disk its work.
+    fn dispatch(&mut self) {
+        for job in self.engine.take_jobs() {
+            let io = self.io.as_mut().expect("an engine without files asks nothing of them");
+            if let Some(refused) = io.send(job) {
+                self.engine.io_done(refused);
+            }
         }
     }
 
@@ -240,6 +319,9 @@ impl<R: Runner> EngineLoop<R> {
             self.decode_seconds += seconds * (1.0 - share);
         }
         self.prefill_tokens += step.prefill_tokens as u64;
+        if self.prefill_seconds > 0.0 {
+            self.engine.set_encode_speed(self.prefill_tokens as f64 / self.prefill_seconds);
+        }
         self.decode_tokens += step.decode_tokens as u64;
         for (id, event) in step.events {
             let Some(listener) = self.listeners.get(&id) else { continue };

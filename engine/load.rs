@@ -1,33 +1,50 @@
 //! From a model's files to a running engine.
 
-use strand_kernels::Threads;
-use strand_layers::kv_cache::{KvCache, KvCacheShape};
-use strand_models::{Decoder, ModelFiles};
+use std::path::Path;
+use std::sync::Arc;
 
+use strand_kernels::{RotaryTable, Threads, numerics};
+use strand_layers::kv_cache::{KvCache, KvCacheShape};
+use strand_models::{Decoder, Fingerprint, ModelConfig, ModelFiles, digest};
+
+use crate::cache::KvIdentity;
 use crate::config::{EngineConfig, EnginePlan, Machine};
-use crate::engine::Engine;
+use crate::engine::{DiskSetup, Engine, TierSetup};
 use crate::error::Error;
 use crate::handle::{EngineHandle, ModelFacts};
+use crate::io::{IoFiles, IoWorker};
 use crate::model_runner::ModelRunner;
+use crate::store::{Coding, FileStamp, KvShape, Store};
 
-/// Packs the weights, allocates the KV pool and starts the engine's thread.
+/// Packs the weights, allocates the KV pool and starts the engine's thread; with a store, those
+/// that read and write its files too.
 ///
 /// `progress` hears (bytes done, bytes in all) while weights are packed.
 pub fn start(
     files: ModelFiles,
     config: &EngineConfig,
+    store: Option<Store>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<EngineHandle, Error> {
-    let (engine, facts) = load(files, config, progress)?;
-    Ok(EngineHandle::spawn(engine, facts))
+    let loaded = load(files, config, store, progress)?;
+    Ok(EngineHandle::spawn(loaded.engine, loaded.facts, loaded.files))
 }
 
-/// The engine alone, for callers that step it themselves.
+/// An engine for callers that step it themselves.
+pub struct Loaded {
+    pub engine: Engine<ModelRunner>,
+    pub facts: ModelFacts,
+    /// Who carries out the engine's [`IoJob`](crate::IoJob)s.
+    pub files: Option<IoFiles>,
+}
+
+/// The engine alone, with what belongs to it.
 pub fn load(
     files: ModelFiles,
     config: &EngineConfig,
+    store: Option<Store>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<(Engine<ModelRunner>, ModelFacts), Error> {
+) -> Result<Loaded, Error> {
     let model = &files.config;
     let plan = EnginePlan::resolve(config, model, &Machine::this())?;
     let threads = Threads::new(plan.threads);
@@ -42,8 +59,9 @@ pub fn load(
     };
     let kv_cache = KvCache::new(shape, plan.kv_dtype)?;
     let eos = files.generation.stop_token_ids.clone();
+    let (tiers, io_files) = tiers(&files, &plan, store, decoder.rotary())?;
     let runner = ModelRunner::new(decoder, kv_cache);
-    let engine = Engine::new(plan, runner, files.tokenizer.clone(), eos);
+    let engine = Engine::new(plan, runner, files.tokenizer.clone(), eos, tiers);
     let facts = ModelFacts {
         name: files.name,
         tokenizer: files.tokenizer,
@@ -51,5 +69,64 @@ pub fn load(
         generation: files.generation,
         training: files.training,
     };
-    Ok((engine, facts))
+    Ok(Loaded { engine, facts, files: io_files })
+}
+
+/// What the engine knows of its tiers, and who reads and writes the files.
+fn tiers(
+    files: &ModelFiles,
+    plan: &EnginePlan,
+    store: Option<Store>,
+    rotary: &Arc<RotaryTable>,
+) -> Result<(TierSetup, Option<IoFiles>), Error> {
+    let identity = KvIdentity {
+        tokenizer: files.tokenizer_digest,
+        numerics: numerics(plan.dtype, plan.kv_dtype),
+        rope: rope(&files.config),
+        ..KvIdentity::default()
+    };
+    let host_memory = plan.host_memory;
+    let Some(store) = store else {
+        // Without files names are compared within this process alone, where the model is one.
+        return Ok((TierSetup { identity, host_memory, disk: None }, None));
+    };
+    let model = files.fingerprint(&mut |path, bytes| fingerprint(&store, path, bytes));
+    let identity = KvIdentity { model, ..identity };
+    let known = store.kv_files()?.into_iter().map(|file| (file.kv_id, file.chunk)).collect();
+    let shape = KvShape {
+        layers: files.config.num_hidden_layers,
+        kv_heads: files.config.num_key_value_heads,
+        head_dim: files.config.head_dim,
+        dtype: plan.kv_dtype,
+    };
+    let worker = |store| IoWorker {
+        store,
+        shape,
+        coding: Coding { rotary: Some(rotary.clone()), threads: plan.threads },
+    };
+    let io_files = IoFiles { reader: worker(store.another()?), writer: worker(store) };
+    let disk = Some(DiskSetup { codec: plan.kv_codec, files: known });
+    Ok((TierSetup { identity, host_memory, disk }, Some(io_files)))
+}
+
+/// The digest of a file, remembered for as long as it is the same.
+fn fingerprint(store: &Store, path: &Path, bytes: &[u8]) -> Fingerprint {
+    let stamp = std::fs::metadata(path).ok().as_ref().and_then(FileStamp::of);
+    // an index that can't answer costs time, no more
+    let known = stamp.and_then(|stamp| store.fingerprint(path, stamp).ok().flatten());
+    known.unwrap_or_else(|| {
+        let digest = digest(bytes);
+        if let Some(stamp) = stamp {
+            drop(store.put_fingerprint(path, stamp, digest));
+        }
+        digest
+    })
+}
+
+/// The rotation by its numbers, whatever they are called.
+fn rope(config: &ModelConfig) -> String {
+    let (frequencies, factor) = config.rope.inverse_frequencies(config.head_dim);
+    let numbers = frequencies.iter().chain([&factor]);
+    let bytes: Vec<u8> = numbers.flat_map(|number| number.to_bits().to_le_bytes()).collect();
+    digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

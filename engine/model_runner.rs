@@ -13,6 +13,7 @@ use strand_models::Decoder;
 
 use crate::batch::{Batch, BatchRow, RowOutput, Runner, SampleRequest, Sampled};
 use crate::error::Error;
+use crate::segment_kv::SegmentKv;
 
 /// The model and its KV pool.
 pub struct ModelRunner {
@@ -51,6 +52,14 @@ impl Runner for ModelRunner {
             outputs.push(output.ok_or_else(error));
         }
         Ok(outputs)
+    }
+
+    fn gather(&mut self, slots: &[u32]) -> Result<SegmentKv, Error> {
+        Ok(SegmentKv { frames: self.kv_cache.gather(slots)? })
+    }
+
+    fn scatter(&mut self, kv: &SegmentKv, first_row: usize, slots: &[u32]) -> Result<(), Error> {
+        Ok(self.kv_cache.scatter(slots, &kv.frames, first_row)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What goes in and what comes out: the engine's door.
 
-use crate::cache::{ChunkId, Sees, SegmentLayout};
+use crate::cache::{ChunkId, KvVariant, Sees, SegmentLayout};
 use crate::error::Error;
 use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 
@@ -9,16 +9,32 @@ use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 pub struct Segment {
     pub tokens: Vec<u32>,
     pub sees: Sees,
+    /// So many of its first rows are seen by the segment itself and by those that list it alone;
+    /// all of them where it is switched off.
+    pub hidden: usize,
     /// True for a first segment (a BOS token) that chunks see too.
     pub is_anchor: bool,
-    /// The chunk it is, if it is one: its blocks can be erased by that name.
+    /// The chunk it is, if it is one: its KV can be saved and erased by that name.
     pub chunk: Option<ChunkId>,
+    /// Its rows stand in for the first rows of the chunk, seeing what is before them.
+    pub recomputed: bool,
+    /// Whether its rows are those of a lossy file; the engine decides, if
+    /// [`Request::allow_lossy`].
+    pub variant: KvVariant,
 }
 
 impl Segment {
     /// A segment that sees all before it.
     pub fn new(tokens: Vec<u32>) -> Self {
-        Self { tokens, sees: Sees::Everything, is_anchor: false, chunk: None }
+        Self {
+            tokens,
+            sees: Sees::Everything,
+            hidden: 0,
+            is_anchor: false,
+            chunk: None,
+            recomputed: false,
+            variant: KvVariant::Lossless,
+        }
     }
 
     /// The first segment, which even independent chunks see.
@@ -31,13 +47,47 @@ impl Segment {
         Self { sees: Sees::Anchor, ..Self::new(tokens) }
     }
 
+    /// How many of its tokens the end of the prompt sees.
+    pub fn num_shown(&self) -> usize {
+        self.tokens.len() - self.hidden
+    }
+
     pub(crate) fn layout(&self) -> SegmentLayout {
         SegmentLayout {
             len: self.tokens.len(),
-            sees: self.sees,
+            sees: self.sees.clone(),
+            hidden: self.hidden,
             is_anchor: self.is_anchor,
             chunk: self.chunk,
+            recomputed: self.recomputed,
+            variant: self.variant,
         }
+    }
+}
+
+/// When a request's chunks are fetched from the disk rather than encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Restore {
+    /// Where loading is expected to take less time than encoding.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl Restore {
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Always, Self::Never];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|restore| restore.as_str() == text)
     }
 }
 
@@ -49,6 +99,11 @@ pub struct Request {
     pub limits: Limits,
     /// Lower goes first; equal ones in order of arrival.
     pub priority: i32,
+    /// Requests find each other's KV only where their salts are the same.
+    pub salt: String,
+    pub restore: Restore,
+    /// Lossy KV is taken where there is no other.
+    pub allow_lossy: bool,
 }
 
 impl Request {
@@ -59,11 +114,15 @@ impl Request {
             sampling: SamplingParams::default(),
             limits: Limits::default(),
             priority: 0,
+            salt: String::new(),
+            restore: Restore::default(),
+            allow_lossy: false,
         }
     }
 
+    /// Tokens that the answer sees.
     pub fn prompt_tokens(&self) -> usize {
-        self.prompt.iter().map(|segment| segment.tokens.len()).sum()
+        self.prompt.iter().map(Segment::num_shown).sum()
     }
 }
 
@@ -126,8 +185,39 @@ impl FinishReason {
 pub struct Reuse {
     /// Found in the KV pool.
     pub device: usize,
-    /// Computed for this answer.
+    /// Brought back from the host.
+    pub host: usize,
+    /// Brought back from the disk.
+    pub disk: usize,
+    /// Computed for this answer, rows that it doesn't see included.
     pub encoded: usize,
+    /// First rows of chunks computed again behind the chunks before them.
+    pub recomputed: usize,
+}
+
+impl Reuse {
+    /// Tokens whose KV was there.
+    pub fn cached(&self) -> usize {
+        self.device + self.host + self.disk
+    }
+}
+
+/// How the logits of an answer compare with those of a fresh engine given the same prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exactness {
+    /// The same bits.
+    Bitwise,
+    /// Near them: chunks were switched by mask alone, or KV came from a lossy file.
+    Approximate,
+}
+
+impl Exactness {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bitwise => "bitwise",
+            Self::Approximate => "approximate",
+        }
+    }
 }
 
 /// What a request tells its owner, in order. Every choice ends in `Finished`, or the whole
@@ -152,6 +242,7 @@ pub enum Event {
         /// Text held back until the end was known.
         text: String,
         reuse: Reuse,
+        exactness: Exactness,
     },
     Failed(Error),
 }

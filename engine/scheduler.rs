@@ -4,14 +4,17 @@
 //! budget. Rank is priority, then arrival. When blocks run out the last in rank gives its own
 //! back and is computed again later. Pure bookkeeping: no tensors, no clock, no channels.
 
+mod admission;
+mod rows;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::ops::Range;
 
-use strand_kernels::PageEntry;
-
-use crate::batch::{Batch, BatchRow, PromptLogprobs, SampleRequest};
-use crate::cache::{BlockId, BlockManager, ChunkId};
+use crate::batch::Batch;
+use crate::cache::{BlockId, BlockManager, ChunkId, KvId, KvSegment, Owner, Tiers, TiersOf};
 use crate::sequence::{Sequence, SequenceId};
+use admission::Admission;
+pub use admission::slots;
+use rows::rows;
 
 type Rank = (i32, SequenceId);
 
@@ -21,6 +24,8 @@ pub struct SchedulerLimits {
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     pub block_size: usize,
+    /// Bytes of a token's KV.
+    pub token_bytes: u64,
 }
 
 /// All live sequences, and the blocks they hold.
@@ -28,6 +33,7 @@ pub struct SchedulerLimits {
 pub struct Scheduler {
     limits: SchedulerLimits,
     blocks: BlockManager,
+    tiers: Tiers,
     sequences: HashMap<SequenceId, Sequence>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
@@ -46,10 +52,11 @@ pub struct Counters {
 }
 
 impl Scheduler {
-    pub fn new(limits: SchedulerLimits, num_blocks: usize) -> Self {
+    pub fn new(limits: SchedulerLimits, num_blocks: usize, tiers: Tiers) -> Self {
         Self {
             limits,
             blocks: BlockManager::new(num_blocks),
+            tiers,
             sequences: HashMap::new(),
             waiting: BTreeSet::new(),
             running: BTreeSet::new(),
@@ -73,6 +80,23 @@ impl Scheduler {
         &self.blocks
     }
 
+    pub fn tiers(&self) -> &Tiers {
+        &self.tiers
+    }
+
+    pub fn tiers_mut(&mut self) -> &mut Tiers {
+        &mut self.tiers
+    }
+
+    /// True when a step would find somebody to serve: all others wait for KV.
+    pub fn has_work(&self) -> bool {
+        let waits = |rank: &Rank| {
+            let sequence = &self.sequences[&rank.1];
+            !sequence.loading.is_empty() || self.waits_for_first_choice(sequence)
+        };
+        !self.running.is_empty() || !self.waiting.iter().all(waits)
+    }
+
     pub fn counters(&self) -> Counters {
         self.counters
     }
@@ -93,29 +117,50 @@ impl Scheduler {
         let rank = sequence.rank();
         assert!(self.running.remove(&rank) || self.waiting.remove(&rank), "{id:?} is nowhere");
         self.blocks.release(sequence.take_table());
+        sequence.fetched.iter().for_each(|&kv| self.tiers.release(kv));
     }
 
-    /// How many tokens of each segment of a sequence are in the pool.
-    pub fn resident(&self, mut sequence: Sequence) -> Vec<usize> {
-        let mut tokens = Vec::new();
-        for block in 0..sequence.layout.num_blocks() {
-            let segment = usize::from(sequence.layout.segment(block));
-            tokens.resize(tokens.len().max(segment + 1), 0);
-            let range = sequence.layout.tokens(block);
-            if sequence.layout.is_complete(block) {
-                let hash = sequence.hash(block);
-                if self.blocks.holds(hash, &sequence.tokens[range.clone()]) {
-                    tokens[segment] += range.len();
-                }
-            }
+    /// Where each segment of a sequence has its KV.
+    pub fn residency(&self, sequence: &mut Sequence) -> Vec<TiersOf> {
+        let segments = 0..sequence.layout.num_segments();
+        segments.map(|segment| self.tiers_of(sequence, segment)).collect()
+    }
+
+    fn tiers_of(&self, sequence: &mut Sequence, segment: u16) -> TiersOf {
+        let device = sequence.layout.blocks_of(segment).all(|block| {
+            let tokens = sequence.layout.tokens(block);
+            sequence.layout.is_complete(block)
+                && self.blocks.holds(sequence.hash(block), &sequence.tokens[tokens])
+        });
+        let kv = sequence.kv(segment).map(|segment| segment.kv);
+        TiersOf {
+            device,
+            host: kv.is_some_and(|kv| self.tiers.in_host(kv)),
+            disk: kv.is_some_and(|kv| self.tiers.on_disk(kv)),
         }
-        tokens
     }
 
     /// Makes a chunk's blocks unfindable, those that live sequences have yet to compute too.
-    pub fn erase(&mut self, chunk: ChunkId) -> usize {
-        self.sequences.values_mut().for_each(|sequence| sequence.erased.push(chunk));
-        self.blocks.erase(chunk)
+    /// Returns how many there were, and what leaves the host.
+    pub fn erase(&mut self, chunk: ChunkId) -> (usize, Vec<KvId>) {
+        for sequence in self.sequences.values_mut() {
+            sequence.erased.push(chunk);
+        }
+        (self.blocks.erase(chunk), self.tiers.erase(chunk))
+    }
+
+    /// Takes a segment's blocks out of the pool. Returns how many there were.
+    pub fn unload(&mut self, segment: &KvSegment) -> usize {
+        self.blocks.unload(segment)
+    }
+
+    /// KV that a sequence waited for is in the host, or will not come.
+    pub fn loaded(&mut self, id: SequenceId, kv: KvId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        if sequence.loading.remove(&kv) && self.tiers.in_host(kv) {
+            self.tiers.lease(kv);
+            sequence.fetched.insert(kv);
+        }
     }
 
     /// Plans the next step: first those that run, in rank, then those that wait.
@@ -140,7 +185,9 @@ impl Scheduler {
             }
             while let Some(sequence) = self.sequences.get_mut(&rank.1) {
                 let count = sequence.num_todo().min(*budget);
-                if grow(&mut self.blocks, sequence, count) {
+                let mut admission = Admission::new(&mut self.blocks, &mut self.tiers, self.limits);
+                if admission.grow(sequence, count) {
+                    batch.moves.extend(admission.moves);
                     *budget -= count;
                     batch.rows.extend(rows(sequence, count, self.limits.block_size));
                     break;
@@ -169,20 +216,18 @@ impl Scheduler {
             if *budget == 0 || self.running.len() >= self.limits.max_num_seqs {
                 break;
             }
-            if self.waits_for_first_choice(&self.sequences[&rank.1]) {
+            let sequence = &self.sequences[&rank.1];
+            if !sequence.loading.is_empty() || self.waits_for_first_choice(sequence) {
                 continue;
             }
             let sequence = self.sequences.get_mut(&rank.1).expect("a waiting sequence exists");
-            let cached = acquire_cached(&mut self.blocks, sequence);
-            let count = sequence.num_todo().min(*budget);
-            if !grow(&mut self.blocks, sequence, count) {
-                self.blocks.release(sequence.take_table());
-                break;
-            }
-            if sequence.found.is_none() {
-                sequence.found = Some(cached);
-                self.counters.prompt_tokens += sequence.prompt_len as u64;
-                self.counters.cached_tokens += cached as u64;
+            let mut admission = Admission::new(&mut self.blocks, &mut self.tiers, self.limits);
+            let Some(count) = admission.admit(sequence, *budget) else { break };
+            batch.moves.extend(admission.moves);
+            if sequence.reuse.is_none() {
+                self.counters.prompt_tokens += sequence.layout.shown_tokens() as u64;
+                self.counters.cached_tokens += admission.reuse.cached() as u64;
+                sequence.reuse = Some(admission.reuse);
             }
             *budget -= count;
             batch.rows.extend(rows(sequence, count, self.limits.block_size));
@@ -208,12 +253,14 @@ impl Scheduler {
             let blocks = sequence.layout.block_of(run.start)..sequence.layout.block_of(run.end - 1);
             for block in blocks.start..=blocks.end {
                 let tokens = sequence.layout.tokens(block);
-                let chunk = sequence.layout.chunk(block);
+                let segment = sequence.layout.segment(block);
+                let chunk = sequence.layout.facts(segment).chunk;
                 let is_erased = chunk.is_some_and(|chunk| sequence.erased.contains(&chunk));
                 if tokens.end <= run.end && sequence.layout.is_complete(block) && !is_erased {
                     let hash = sequence.hash(block);
                     let id = sequence.table[block].expect("computed rows have a block");
-                    self.blocks.seal(id, hash, &sequence.tokens[tokens], chunk);
+                    let owner = Owner { chunk, segment: sequence.kv(segment).cloned() };
+                    self.blocks.seal(id, hash, &sequence.tokens[tokens], owner);
                 }
             }
         }
@@ -233,6 +280,7 @@ impl Scheduler {
             assert!(sequence.table.iter().all(Option::is_none), "{sequence:?}");
             assert_eq!(sequence.num_todo(), sequence.len(), "{sequence:?}");
         }
+        self.tiers.check_invariants();
         for sequence in self.sequences.values() {
             assert_eq!(sequence.layout.num_tokens(), sequence.len());
             assert_eq!(sequence.layout.num_blocks(), sequence.table.len());
@@ -244,126 +292,4 @@ impl Scheduler {
             self.sequences.values().map(|s| s.table.iter().copied().flatten().collect()).collect();
         self.blocks.check_invariants(tables.iter().map(Vec::as_slice));
     }
-}
-
-/// Takes every block of the sequence that is in the cache; at least one token is left to compute.
-/// Returns how many tokens were found.
-fn acquire_cached(blocks: &mut BlockManager, sequence: &mut Sequence) -> usize {
-    if sequence.owes_prompt_logprobs() {
-        return 0;
-    }
-    let mut todo: VecDeque<Range<usize>> = VecDeque::new();
-    for block in 0..sequence.layout.num_blocks() {
-        let tokens = sequence.layout.tokens(block);
-        if tokens.end < sequence.len() && sequence.layout.is_complete(block) {
-            let hash = sequence.hash(block);
-            sequence.table[block] = blocks.acquire(hash, &sequence.tokens[tokens.clone()]);
-        }
-        if sequence.table[block].is_none() {
-            match todo.back_mut() {
-                Some(last) if last.end == tokens.start => last.end = tokens.end,
-                _ => todo.push_back(tokens),
-            }
-        }
-    }
-    sequence.todo = todo;
-    sequence.len() - sequence.num_todo()
-}
-
-/// Gives a sequence the blocks of its next `count` tokens, all or none.
-fn grow(blocks: &mut BlockManager, sequence: &mut Sequence, count: usize) -> bool {
-    let mut missing = Vec::new();
-    for run in sequence.next_runs(count) {
-        let touched = sequence.layout.block_of(run.start)..=sequence.layout.block_of(run.end - 1);
-        missing.extend(touched.filter(|&block| sequence.table[block].is_none()));
-    }
-    missing.dedup();
-    let Some(new) = blocks.try_allocate(missing.len()) else { return false };
-    for (block, id) in missing.into_iter().zip(new) {
-        sequence.table[block] = Some(id);
-    }
-    true
-}
-
-/// The next `count` tokens of a sequence, as runs in the order they are computed.
-fn rows(sequence: &Sequence, count: usize, block_size: usize) -> Vec<BatchRow> {
-    let runs = sequence.next_runs(count);
-    let last = runs.len() - 1;
-    let reaches_the_end = count == sequence.num_todo();
-    let mut rows: Vec<BatchRow> =
-        runs.into_iter().map(|run| row(sequence, run, block_size)).collect();
-    rows[last].sample = reaches_the_end.then(|| sample_request(sequence));
-    rows
-}
-
-fn row(sequence: &Sequence, run: Range<usize>, block_size: usize) -> BatchRow {
-    let layout = &sequence.layout;
-    let (first, last) = (layout.block_of(run.start), layout.block_of(run.end - 1));
-    let segment = layout.segment(first);
-    let mut slot_mapping = Vec::with_capacity(run.len());
-    for block in first..=last {
-        let BlockId(id) = sequence.table[block].expect("scheduled rows have a block");
-        let tokens = layout.tokens(block);
-        let start = id as usize * block_size;
-        for token in tokens.start.max(run.start)..tokens.end.min(run.end) {
-            slot_mapping.push((start + token - tokens.start) as u32);
-        }
-    }
-    // Segments behind the first of the run are of the run, and see all before them.
-    let view = (0..=last)
-        .filter(|&block| block >= first || layout.is_visible(segment, layout.segment(block)))
-        .map(|block| page_entry(sequence, block, run.end))
-        .collect();
-    BatchRow {
-        id: sequence.id,
-        tokens: sequence.tokens[run.clone()].to_vec(),
-        start: layout.stored_position(run.start) as u32,
-        slot_mapping,
-        view,
-        sample: None,
-        prompt_logprobs: prompt_logprobs(sequence, &run),
-    }
-}
-
-fn page_entry(sequence: &Sequence, block: usize, end: usize) -> PageEntry {
-    let tokens = sequence.layout.tokens(block);
-    let BlockId(id) = sequence.table[block].expect("visible rows have a block");
-    PageEntry {
-        block: id,
-        first_row: 0,
-        stored_position: sequence.layout.stored_position(tokens.start) as u32,
-        num_valid: (tokens.end.min(end) - tokens.start) as u16,
-        active: true,
-        segment: sequence.layout.segment(block),
-    }
-}
-
-fn sample_request(sequence: &Sequence) -> SampleRequest {
-    let position = sequence.output().len();
-    let needs_history = sequence.sampling.needs_history();
-    let suppressed = position < sequence.rules.min_tokens;
-    SampleRequest {
-        params: sequence.sampling.clone(),
-        choice: sequence.choice,
-        position: position as u32,
-        history: if needs_history { sequence.tokens.clone() } else { Vec::new() },
-        prompt_len: if needs_history { sequence.prompt_len } else { 0 },
-        suppressed: if suppressed { sequence.rules.stop_token_ids.clone() } else { Vec::new() },
-        logprobs: sequence.rules.logprobs,
-    }
-}
-
-/// Rows [run.start, run.end) that are followed by a prompt token, once: not when recomputed.
-fn prompt_logprobs(sequence: &Sequence, run: &Range<usize>) -> Option<PromptLogprobs> {
-    let top = sequence.rules.prompt_logprobs?;
-    let start = run.start.max(sequence.reported);
-    let end = run.end.min(sequence.prompt_len - 1);
-    if start >= end || !sequence.owes_prompt_logprobs() {
-        return None;
-    }
-    Some(PromptLogprobs {
-        rows: start - run.start..end - run.start,
-        next: sequence.tokens[start + 1..=end].to_vec(),
-        top,
-    })
 }

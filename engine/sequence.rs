@@ -1,13 +1,15 @@
 //! One choice of one request on its way through the engine.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 use strand_layers::sampler::SamplingParams;
 
-use crate::cache::{BlockHash, BlockId, ChunkId, Layout};
-use crate::request::{Request, Segment};
+use crate::cache::{
+    BlockHash, BlockId, ChunkId, KvId, KvIdentity, KvRoot, KvSegment, KvVariant, Layout, Sees,
+};
+use crate::request::{Exactness, Request, Reuse, Segment};
 
 /// Names a sequence for its whole life; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,8 +42,12 @@ pub struct Sequence {
     pub table: Vec<Option<BlockId>>,
     /// Ranges of tokens whose KV is to be computed; not empty while the sequence lives.
     pub todo: VecDeque<Range<usize>>,
-    /// Prompt tokens found in the cache when it was first admitted; `None` before that.
-    pub found: Option<usize>,
+    /// Where the prompt's tokens came from when it was first admitted; `None` before that.
+    pub reuse: Option<Reuse>,
+    /// KV that is being fetched for it: it waits for these, and for nobody else's.
+    pub loading: HashSet<KvId>,
+    /// KV that was fetched from the disk for it, and is leased in the host for its life.
+    pub fetched: HashSet<KvId>,
     /// How many prompt tokens' log-probabilities have been reported.
     pub reported: usize,
     /// Chunks erased while it lives: their blocks are not to be found again.
@@ -49,12 +55,37 @@ pub struct Sequence {
     pub sampling: Arc<SamplingParams>,
     pub rules: Arc<Rules>,
     /// Names of the complete blocks so far, in order.
-    hashes: Vec<BlockHash>,
+    pub hashes: Vec<BlockHash>,
     root: BlockHash,
+    /// By segment, those whose KV other tiers may hold.
+    pub kv: Vec<Option<Arc<KvSegment>>>,
+}
+
+/// What the names of a request's KV start from.
+#[derive(Debug, Clone)]
+pub struct Roots {
+    blocks: BlockHash,
+    identity: Arc<KvIdentity>,
+    lossless: KvRoot,
+    int8: KvRoot,
+}
+
+impl Roots {
+    /// `base` is what holds for every request; anchor and salt are the request's own.
+    pub fn new(base: &KvIdentity, asked: &Request) -> Self {
+        let anchor = asked.prompt.first().filter(|first| first.is_anchor);
+        let anchor = anchor.map_or(Vec::new(), |anchor| anchor.tokens.clone());
+        let salt = asked.salt.as_bytes().to_vec();
+        let blocks = BlockHash::root(&salt);
+        let identity = Arc::new(KvIdentity { anchor, salt, ..base.clone() });
+        let [lossless, int8] =
+            [KvVariant::Lossless, KvVariant::Int8].map(|variant| identity.root(variant));
+        Self { blocks, identity, lossless, int8 }
+    }
 }
 
 /// What a request's limits mean for this model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rules {
     /// Sequences end at this many tokens of output.
     pub max_tokens: usize,
@@ -71,6 +102,7 @@ impl Sequence {
         choice: u32,
         asked: &Request,
         rules: &Arc<Rules>,
+        roots: &Roots,
         block_size: usize,
     ) -> Self {
         let tokens: Vec<u32> =
@@ -84,15 +116,19 @@ impl Sequence {
             layout: Layout::new(block_size, asked.prompt.iter().map(Segment::layout)),
             table: Vec::new(),
             todo: VecDeque::new(),
-            found: None,
+            reuse: None,
+            loading: HashSet::new(),
+            fetched: HashSet::new(),
             reported: 0,
             erased: Vec::new(),
             sampling: Arc::new(asked.sampling.clone()),
             rules: rules.clone(),
             hashes: Vec::new(),
-            root: BlockHash::root(0),
+            root: roots.blocks,
+            kv: Vec::new(),
         };
         sequence.take_table();
+        sequence.kv = sequence.name_segments(roots);
         sequence
     }
 
@@ -179,12 +215,106 @@ impl Sequence {
         self.hashes[block]
     }
 
+    /// Names all blocks that are complete.
+    pub fn name_blocks(&mut self) {
+        let last = self.layout.num_blocks() - 1;
+        let complete = if self.layout.is_complete(last) { Some(last) } else { last.checked_sub(1) };
+        if let Some(block) = complete {
+            self.hash(block);
+        }
+    }
+
     /// Where a segment's chain starts: the names of the segments it sees, in order.
     fn segment_root(&self, segment: u16) -> BlockHash {
-        (0..segment)
-            .filter(|&other| self.layout.is_visible(segment, other))
-            .map(|other| self.hashes[self.layout.blocks_of(other).end - 1])
-            .fold(self.root, BlockHash::seeing)
+        let layout = &self.layout;
+        let seen = layout.seen_segments(segment).into_iter().fold(self.root, |root, other| {
+            let hidden = layout.tokens_of(other).len() - layout.seen_rows(segment, other).len();
+            root.seeing(self.hashes[layout.blocks_of(other).end - 1], hidden)
+        });
+        match layout.facts(segment).variant {
+            KvVariant::Lossless => seen,
+            KvVariant::Int8 => seen.approximated(),
+        }
+    }
+
+    /// The KV of a segment as other tiers know it; `None` for what lives in the pool alone.
+    pub fn kv(&self, segment: u16) -> Option<&Arc<KvSegment>> {
+        self.kv.get(usize::from(segment)).and_then(Option::as_ref)
+    }
+
+    /// Names the KV of all segments up to the last chunk, and describes that of the chunks.
+    fn name_segments(&mut self, roots: &Roots) -> Vec<Option<Arc<KvSegment>>> {
+        let named = |layout: &Layout, segment: u16| {
+            let facts = layout.facts(segment);
+            facts.chunk.filter(|_| !facts.recomputed)
+        };
+        let count = self.layout.num_segments();
+        let mut chunks = (0..count - 1).filter(|&segment| named(&self.layout, segment).is_some());
+        let Some(last) = chunks.next_back() else { return Vec::new() };
+        // As computed, whatever the variant: a lossy file was made from such rows.
+        let mut computed: Vec<KvId> = Vec::new();
+        let mut found = Vec::new();
+        for segment in 0..=last {
+            let is_whole = |&other: &u16| self.layout.facts(other).hidden == 0;
+            // What has no name of its own has none in a name: parts, and doing without the anchor.
+            let list = self.layout.seen_segments(segment);
+            let sees_whole = match self.layout.facts(segment).sees {
+                Sees::Listed(_) => list.contains(&0) || !self.layout.facts(0).is_anchor,
+                Sees::Everything | Sees::Anchor => list.iter().all(is_whole),
+            };
+            let behind = list.iter().filter(|&&other| !self.layout.facts(other).is_anchor);
+            let seen: Vec<KvId> = behind.map(|&other| computed[usize::from(other)]).collect();
+            let tokens = &self.tokens[self.layout.tokens_of(segment)];
+            computed.push(roots.lossless.kv_id(tokens, &seen));
+            let chunk = named(&self.layout, segment).filter(|_| sees_whole);
+            found.push(chunk.map(|chunk| self.describe(segment, chunk, &seen, roots)));
+        }
+        found
+    }
+
+    fn describe(
+        &mut self,
+        segment: u16,
+        chunk: ChunkId,
+        seen: &[KvId],
+        roots: &Roots,
+    ) -> Arc<KvSegment> {
+        let blocks = self.layout.blocks_of(segment);
+        let hashes = blocks.map(|block| self.hash(block)).collect();
+        let tokens = &self.tokens[self.layout.tokens_of(segment)];
+        let variant = self.layout.facts(segment).variant;
+        let root = match variant {
+            KvVariant::Lossless => &roots.lossless,
+            KvVariant::Int8 => &roots.int8,
+        };
+        Arc::new(KvSegment {
+            kv: root.kv_id(tokens, seen),
+            chunk,
+            variant,
+            identity: roots.identity.clone(),
+            tokens: tokens.into(),
+            seen: seen.into(),
+            first_position: self.layout.stored_start(segment),
+            hashes,
+        })
+    }
+
+    /// The tokens that the end of the sequence sees.
+    pub fn shown_tokens(&self) -> Vec<u32> {
+        let shown = (0..self.layout.num_segments()).map(|segment| self.layout.shown(segment));
+        shown.flat_map(|range| &self.tokens[range]).copied().collect()
+    }
+
+    /// What can be said of its logits against those of a fresh engine.
+    pub fn exactness(&self) -> Exactness {
+        let approximates = |segment| {
+            let facts = self.layout.facts(segment);
+            matches!(facts.sees, Sees::Listed(_)) || facts.variant == KvVariant::Int8
+        };
+        match (0..self.layout.num_segments()).any(approximates) {
+            true => Exactness::Approximate,
+            false => Exactness::Bitwise,
+        }
     }
 
     /// Forgets the blocks, for recomputation. Returns them for release.

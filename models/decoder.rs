@@ -23,6 +23,7 @@ pub struct Decoder {
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear,
+    rotary: Arc<RotaryTable>,
     threads: Threads,
 }
 
@@ -68,7 +69,12 @@ impl Decoder {
             return Err(Error::TensorsUnused { names: unused });
         }
         let lm_head = Linear::new(head, None, threads);
-        Ok(Self { embed_tokens, layers, norm, lm_head, threads: threads.clone() })
+        Ok(Self { embed_tokens, layers, norm, lm_head, rotary, threads: threads.clone() })
+    }
+
+    /// The rotation of all layers.
+    pub fn rotary(&self) -> &Arc<RotaryTable> {
+        &self.rotary
     }
 
     pub fn vocab_size(&self) -> usize {

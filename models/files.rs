@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::chat_template::ChatTemplate;
 use crate::config::ModelConfig;
 use crate::error::Error;
+use crate::fingerprint::{Fingerprint, digest};
 use crate::gguf::GgufFile;
 use crate::gguf_tokenizer::{chat_template_from_metadata, tokenizer_from_metadata};
 use crate::hub::Hub;
@@ -165,6 +166,8 @@ pub struct ModelFiles {
     pub chat_template: Option<ChatTemplate>,
     pub generation: GenerationDefaults,
     pub training: Training,
+    /// Of tokenizer.json; zeros where there is none beside the weights.
+    pub tokenizer_digest: Fingerprint,
 }
 
 impl ModelFiles {
@@ -198,6 +201,7 @@ impl ModelFiles {
                     weights: Weights::random(&config, *seed),
                     generation: GenerationDefaults::new(None, None, None, &config)?,
                     training: Training::default(),
+                    tokenizer_digest: Fingerprint::default(),
                     config,
                     tokenizer: None,
                     chat_template: None,
@@ -224,6 +228,7 @@ impl ModelFiles {
         Ok(ModelFiles {
             name,
             training: Training::parse(texts.strand.as_deref())?,
+            tokenizer_digest: texts.tokenizer.as_deref().map(digest).unwrap_or_default(),
             generation: GenerationDefaults::new(
                 generation,
                 tokenizer_config,
@@ -249,6 +254,7 @@ impl ModelFiles {
             config: file.config,
             weights: Weights::from_gguf(file.tensors),
             training: Training::default(),
+            tokenizer_digest: Fingerprint::default(),
             tokenizer: tokenizer.transpose()?,
             chat_template: chat_template.transpose()?.flatten(),
         })

@@ -68,6 +68,10 @@ impl GgufFile {
 }
 
 impl GgufTensors {
+    pub(crate) fn file(&self) -> &FileBytes {
+        &self.file
+    }
+
     pub(crate) fn contains(&self, name: &str) -> bool {
         file_name(name).is_some_and(|name| self.tensors.contains_key(&name))
     }

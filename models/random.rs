@@ -23,6 +23,10 @@ impl RandomTensors {
         RandomTensors { seed, shapes: config.tensors().into_iter().collect() }
     }
 
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.shapes.contains_key(name)
     }

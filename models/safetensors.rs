@@ -51,6 +51,10 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    pub(crate) fn files(&self) -> &[FileBytes] {
+        &self.files
+    }
+
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }

@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use strand_kernels::{Mmap, WeightDtype};
 
 use crate::error::Error;
+use crate::fingerprint::WeightsSource;
 
 /// The largest page in use.
 const PAGE: usize = 1 << 16;
@@ -45,6 +46,13 @@ impl FileBytes {
         match &self.content {
             Content::Mapped(map) => map.bytes(),
             Content::Static(bytes) => bytes,
+        }
+    }
+
+    pub(crate) fn as_source(&self) -> WeightsSource<'_> {
+        match &self.content {
+            Content::Mapped(map) => WeightsSource::File { path: &self.path, bytes: map.bytes() },
+            Content::Static(bytes) => WeightsSource::Static(bytes),
         }
     }
 

@@ -14,10 +14,11 @@ use strand_kernels::{PackedWeight, Threads, WeightDtype};
 
 use crate::config::ModelConfig;
 use crate::error::Error;
+use crate::fingerprint::WeightsSource;
 use crate::gguf::GgufTensors;
 use crate::random::{RandomMatrix, RandomTensors};
 use crate::safetensors::Checkpoint;
-use crate::stored::StoredMatrix;
+use crate::stored::{FileBytes, StoredMatrix};
 
 /// Rows compared at a time.
 const STRIP: usize = 64;
@@ -62,6 +63,17 @@ impl Weights {
 
     fn new(source: Source) -> Self {
         Weights { source, used: RefCell::new(BTreeSet::new()) }
+    }
+
+    /// Everything the numbers come from.
+    pub fn sources(&self) -> Vec<WeightsSource<'_>> {
+        match &self.source {
+            Source::Safetensors(checkpoint) => {
+                checkpoint.files().iter().map(FileBytes::as_source).collect()
+            }
+            Source::Gguf(tensors) => vec![tensors.file().as_source()],
+            Source::Random(tensors) => vec![WeightsSource::Seed(tensors.seed())],
+        }
     }
 
     pub fn contains(&self, name: &str) -> bool {

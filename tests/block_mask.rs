@@ -72,7 +72,7 @@ fn engine(model: &str, block_size: usize) -> Engine<ModelRunner> {
         block_size,
         ..EngineConfig::default()
     };
-    strand_engine::load(files, &config, &mut |_, _| {}).expect("it fits").0
+    strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits").engine
 }
 
 /// Log-probabilities after the prompt, and the greedy tokens from there on.

@@ -42,7 +42,9 @@ fn json_is_one_object_with_every_field() {
     assert_eq!(object["token_ids"].as_array().map(Vec::len), Some(5));
     assert_eq!(object["finish_reason"], "length");
     assert_eq!(object["logprobs"], Value::Null);
-    assert_eq!(object["reuse"], json!({"device": 0, "encoded": object["prompt_tokens"]}));
+    let prompt = &object["prompt_tokens"];
+    let reuse = json!({"device": 0, "host": 0, "disk": 0, "encoded": prompt, "recomputed": 0});
+    assert_eq!(object["reuse"], reuse);
 }
 
 #[test]

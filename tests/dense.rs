@@ -181,7 +181,7 @@ fn through_the_engine(folder: &Path, prompt: Vec<Segment>) -> Vec<f64> {
         ..EngineConfig::default()
     };
     let mut engine: Engine<_> =
-        strand_engine::load(files, &config, &mut |_, _| {}).expect("it fits").0;
+        strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits").engine;
     let mut request = Request::new(Vec::new());
     request.prompt = prompt;
     request.limits.max_tokens = Some(1);

@@ -11,7 +11,7 @@ use crate::random::Random;
 
 fn demo(config: &EngineConfig) -> EngineHandle {
     let files = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
-    strand_engine::start(files, config, &mut |_, _| {}).expect("it fits")
+    strand_engine::start(files, config, None, &mut |_, _| {}).expect("it fits")
 }
 
 fn small() -> EngineConfig {
@@ -165,7 +165,7 @@ fn not_a_number_names_the_layer_and_spares_the_neighbours() {
 
     let files = ModelFiles::open(&ModelSource::Folder(folder.clone())).expect("it loads");
     let config = EngineConfig { max_model_len: Some(256), ..small() };
-    let handle = strand_engine::start(files, &config, &mut |_, _| {}).expect("it starts");
+    let handle = strand_engine::start(files, &config, None, &mut |_, _| {}).expect("it starts");
     for _ in 0..2 {
         let error = answer(&handle, Request::new(vec![5, 6, 7])).expect_err("nothing to sample");
         assert_eq!(

@@ -38,7 +38,7 @@ fn config_of_length(architecture: &str, length: usize) -> String {
 fn engine(architecture: &str, config_: &EngineConfig) -> Engine<ModelRunner> {
     let source = ModelSource::Random { config_json: config(architecture), seed: 1 };
     let files = ModelFiles::open(&source).expect("the config is sound");
-    strand_engine::load(files, config_, &mut |_, _| {}).expect("it fits").0
+    strand_engine::load(files, config_, None, &mut |_, _| {}).expect("it fits").engine
 }
 
 fn base() -> EngineConfig {
@@ -245,7 +245,8 @@ fn the_same_prompt_again_computes_one_block_or_what_is_new() {
     let long = config_of_length("Qwen3ForCausalLM", 2048);
     let source = ModelSource::Random { config_json: long, seed: 1 };
     let files = ModelFiles::open(&source).expect("the config is sound");
-    let mut engine = strand_engine::load(files, &config, &mut |_, _| {}).expect("it fits").0;
+    let mut engine =
+        strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits").engine;
     let mut encoded = |tokens: usize| {
         let before = engine.stats();
         engine.submit(&request(&prompt[..tokens], 1)).expect("it fits");

@@ -167,7 +167,7 @@ fn f32_engine(files: ModelFiles, config: EngineConfig) -> Engine<ModelRunner> {
         threads: Some(2),
         ..config
     };
-    strand_engine::load(files, &config, &mut |_, _| {}).expect("it fits").0
+    strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits").engine
 }
 
 /// Greedy tokens of every prompt, all submitted at once.

@@ -2,13 +2,15 @@
 //! a token and of all it saw: written through the slot mapping, read back through the page
 //! entries, so a wrong block, or a right one with a wrong past, shows as a wrong token.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use strand_engine::batch::{Batch, BatchRow, RowOutput, Runner, Sampled};
-use strand_engine::cache::ChunkId;
+use strand_engine::cache::{ChunkId, KvId};
 use strand_engine::sequence::RequestId;
+use strand_engine::store::{Codec, SavedFile};
 use strand_engine::{
-    Engine, EnginePlan, Error, Event, FinishReason, Limits, Request, SamplingParams, Sees, Segment,
+    DiskSetup, Engine, EnginePlan, Error, Event, FinishReason, IoDone, IoJob, Limits, Request,
+    Restore, Reuse, SamplingParams, Sees, Segment, SegmentKv, TierSetup,
 };
 use strand_kernels::{KvDtype, WeightDtype};
 
@@ -23,6 +25,8 @@ struct Row {
     digest: u64,
     position: u32,
 }
+
+const ROW_BYTES: usize = 12;
 
 /// Stores digests as KV rows.
 struct FakeRunner {
@@ -41,10 +45,8 @@ impl FakeRunner {
 
     fn compute(&mut self, row: &BatchRow) -> RowOutput {
         let mut slots = Vec::new();
-        for entry in &row.view {
+        for entry in row.view.iter().filter(|entry| entry.active) {
             let first = entry.block as usize * self.block_size + usize::from(entry.first_row);
-            let rows = usize::from(entry.first_row) + usize::from(entry.num_valid);
-            assert!(rows <= self.block_size, "an entry ends in its block");
             let rows = (0..entry.num_valid).map(|n| (first + usize::from(n), n));
             slots.extend(rows.map(|(slot, n)| (slot, entry.stored_position + u32::from(n))));
         }
@@ -85,6 +87,27 @@ impl Runner for FakeRunner {
         }
         Ok(outputs)
     }
+
+    fn gather(&mut self, slots: &[u32]) -> Result<SegmentKv, Error> {
+        let mut frame = Vec::new();
+        for &slot in slots {
+            let row = self.rows[slot as usize].expect("a row that leaves was written");
+            frame.extend(row.digest.to_le_bytes());
+            frame.extend(row.position.to_le_bytes());
+        }
+        Ok(SegmentKv { frames: vec![frame] })
+    }
+
+    fn scatter(&mut self, kv: &SegmentKv, first_row: usize, slots: &[u32]) -> Result<(), Error> {
+        let rows = kv.frames[0].chunks_exact(ROW_BYTES).skip(first_row);
+        for (row, &slot) in rows.zip(slots) {
+            let (digest, position) = row.split_at(8);
+            let digest = u64::from_le_bytes(digest.try_into().expect("eight bytes"));
+            let position = u32::from_le_bytes(position.try_into().expect("four bytes"));
+            self.rows[slot as usize] = Some(Row { digest, position });
+        }
+        Ok(())
+    }
 }
 
 const SEED: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -100,24 +123,31 @@ fn next_token(state: u64, choice: u32) -> u32 {
 
 /// What a request must answer, computed without any engine.
 fn oracle(request: &Request, choice: u32, max_tokens: usize) -> (Vec<u32>, FinishReason) {
-    // the digests of all segments, and where the anchor ends
-    let (mut all, mut anchor) = (Vec::new(), 0);
-    for (index, segment) in request.prompt.iter().enumerate() {
-        let seen: &[u64] = match segment.sees {
-            Sees::Everything => &all,
-            Sees::Anchor => &all[..anchor],
+    let mut digests: Vec<Vec<u64>> = Vec::new();
+    let mut state = SEED;
+    for segment in &request.prompt {
+        let before = request.prompt.iter().zip(&digests);
+        let seen: Vec<u64> = match &segment.sees {
+            Sees::Everything => {
+                before.flat_map(|(other, rows)| &rows[other.hidden..]).copied().collect()
+            }
+            Sees::Anchor => {
+                let anchor = before.take(1).filter(|(first, _)| first.is_anchor);
+                anchor.flat_map(|(_, rows)| rows).copied().collect()
+            }
+            Sees::Listed(list) => {
+                list.iter().flat_map(|&other| &digests[usize::from(other)]).copied().collect()
+            }
         };
-        let mut state = seen.iter().fold(SEED, |state, &digest| mix(state, digest));
-        for &token in &segment.tokens {
+        state = seen.iter().fold(SEED, |state, &digest| mix(state, digest));
+        let rows = segment.tokens.iter().map(|&token| {
             let digest = mix(state, u64::from(token));
             state = mix(state, digest);
-            all.push(digest);
-        }
-        if index == 0 && segment.is_anchor {
-            anchor = all.len();
-        }
+            digest
+        });
+        let rows = rows.collect();
+        digests.push(rows);
     }
-    let mut state = all.iter().fold(SEED, |state, &digest| mix(state, digest));
     let mut output = Vec::new();
     loop {
         let token = next_token(state, choice);
@@ -141,20 +171,25 @@ fn plan(random: &mut Random) -> EnginePlan {
         kv_dtype: KvDtype::F32,
         block_size,
         num_blocks: least + random.between(0, 3 * least),
-        block_bytes: 1,
+        block_bytes: (block_size * ROW_BYTES) as u64,
         max_num_seqs: random.between(1, 12),
         max_num_batched_tokens: random.between(1, 60),
         max_model_len,
         max_queue: random.between(4, 30),
         threads: 1,
         vocab_size: VOCAB,
+        host_memory: 0,
+        kv_codec: Codec::Raw,
+        attention_scale: 100,
     }
 }
 
 fn request(random: &mut Random, plan: &EnginePlan, texts: &[Vec<u32>]) -> Request {
-    let prompt = match random.chance(40) {
-        true => chunks_and_turn(random, texts),
-        false => shared_prefix(random, plan, texts),
+    let prompt = match random.between(0, 10) {
+        0..2 => chunks_and_turn(random, texts),
+        2..4 => blended_chunks(random, texts),
+        4..6 => masked_chunks(random, texts),
+        _ => shared_prefix(random, plan, texts),
     };
     let max_tokens = random.chance(80).then(|| random.between(1, 30));
     let limits = Limits {
@@ -164,24 +199,73 @@ fn request(random: &mut Random, plan: &EnginePlan, texts: &[Vec<u32>]) -> Reques
         ..Limits::default()
     };
     let sampling = SamplingParams::default();
-    Request { prompt, sampling, limits, priority: random.between(0, 3) as i32 }
+    Request {
+        prompt,
+        sampling,
+        limits,
+        priority: random.between(0, 3) as i32,
+        salt: String::new(),
+        restore: Restore::ALL[random.between(0, 3)],
+        allow_lossy: false,
+    }
 }
 
 /// Some of a few chunks in any order, then a turn.
 fn chunks_and_turn(random: &mut Random, texts: &[Vec<u32>]) -> Vec<Segment> {
-    let mut prompt = Vec::new();
-    if random.chance(50) {
-        prompt.push(Segment::anchor(vec![1]));
-    }
+    let mut prompt = maybe_anchor(random);
     for _ in 0..random.between(0, 5) {
-        let text = random.between(0, texts.len());
-        let start = [0, 3][random.between(0, 2)];
-        let end = start + [1, 4, 9][random.between(0, 3)];
-        let segment = Segment::independent(texts[text][start..end].to_vec());
-        prompt.push(Segment { chunk: Some(chunk_id(text, start, end)), ..segment });
+        let sees = [Sees::Anchor, Sees::Everything][random.between(0, 2)].clone();
+        prompt.push(Segment { sees, ..chunk(random, texts) });
     }
     prompt.push(Segment::new(random.tokens(3, VOCAB)));
     prompt
+}
+
+fn maybe_anchor(random: &mut Random) -> Vec<Segment> {
+    if random.chance(50) { vec![Segment::anchor(vec![1])] } else { Vec::new() }
+}
+
+fn chunk(random: &mut Random, texts: &[Vec<u32>]) -> Segment {
+    let text = random.between(0, texts.len());
+    let start = [0, 3][random.between(0, 2)];
+    let end = start + [1, 4, 9][random.between(0, 3)];
+    let segment = Segment::independent(texts[text][start..end].to_vec());
+    Segment { chunk: Some(chunk_id(text, start, end)), ..segment }
+}
+
+/// Chunks whose first rows are recomputed behind those before them.
+fn blended_chunks(random: &mut Random, texts: &[Vec<u32>]) -> Vec<Segment> {
+    let mut prompt = maybe_anchor(random);
+    prompt.push(chunk(random, texts));
+    for _ in 0..random.between(0, 3) {
+        let whole = chunk(random, texts);
+        let hidden = random.between(1, whole.tokens.len() + 1);
+        let head = Segment::new(whole.tokens[..hidden].to_vec());
+        prompt.push(Segment { recomputed: true, chunk: whole.chunk, ..head });
+        if hidden < whole.tokens.len() {
+            prompt.push(Segment { hidden, ..whole });
+        }
+    }
+    prompt.push(Segment::new(random.tokens(3, VOCAB)));
+    prompt
+}
+
+/// Chunks of which each saw some of those before it, and some of which are switched off now.
+fn masked_chunks(random: &mut Random, texts: &[Vec<u32>]) -> Vec<Segment> {
+    let mut prompt = maybe_anchor(random);
+    for _ in 0..random.between(1, 5) {
+        let listed = listing(random, prompt.len());
+        let one = Segment { sees: listed, ..chunk(random, texts) };
+        let hidden = if random.chance(30) { one.tokens.len() } else { 0 };
+        prompt.push(Segment { hidden, ..one });
+    }
+    let listed = listing(random, prompt.len());
+    prompt.push(Segment { sees: listed, ..Segment::new(random.tokens(3, VOCAB)) });
+    prompt
+}
+
+fn listing(random: &mut Random, before: usize) -> Sees {
+    Sees::Listed((0..before as u16).filter(|_| random.chance(70)).collect())
 }
 
 fn chunk_id(text: usize, start: usize, end: usize) -> ChunkId {
@@ -215,6 +299,58 @@ struct Live {
     finished: u32,
 }
 
+/// Files that take their time, fail now and then, and are read in any order.
+#[derive(Default)]
+struct Disk {
+    files: HashMap<KvId, (ChunkId, SegmentKv)>,
+    writes: VecDeque<IoJob>,
+    reads: Vec<IoJob>,
+}
+
+impl Disk {
+    fn take(&mut self, jobs: Vec<IoJob>) {
+        for job in jobs {
+            match job {
+                IoJob::Load { .. } => self.reads.push(job),
+                IoJob::Save { .. } | IoJob::Erase { .. } => self.writes.push_back(job),
+            }
+        }
+    }
+
+    /// Carries out one job, if there is one.
+    fn work(&mut self, random: &mut Random) -> Option<IoDone> {
+        let reads = !self.reads.is_empty() && (self.writes.is_empty() || random.chance(50));
+        let job = match reads {
+            true => self.reads.swap_remove(random.between(0, self.reads.len())),
+            false => self.writes.pop_front()?,
+        };
+        Some(match job {
+            IoJob::Load { segment } => {
+                if random.chance(10) {
+                    self.files.remove(&segment.kv); // damaged, and set aside
+                }
+                let data = self.files.get(&segment.kv).map(|(_, data)| data.clone());
+                IoDone::Loaded { segment, data, seconds: 0.01 }
+            }
+            IoJob::Save { ticket, segment, .. } if random.chance(10) => {
+                let result = Err(Error::WriteBudget { budget: 0 });
+                IoDone::Saved { ticket, segment, result }
+            }
+            IoJob::Save { ticket, segment, data, .. } => {
+                self.files.insert(segment.kv, (segment.chunk, (*data).clone()));
+                let (kv_id, bytes) = (segment.kv, data.num_bytes());
+                let saved =
+                    SavedFile { kv_id, file_bytes: bytes, payload_bytes: bytes, raw_bytes: bytes };
+                IoDone::Saved { ticket, segment, result: Ok(saved) }
+            }
+            IoJob::Erase { ticket, chunk } => {
+                self.files.retain(|_, (of, _)| *of != chunk);
+                IoDone::Erased { ticket, result: Ok(()) }
+            }
+        })
+    }
+}
+
 /// Totals of a run, to see that it reached what it is for.
 #[derive(Debug, Default)]
 struct Seen {
@@ -226,13 +362,20 @@ struct Seen {
     preemptions: u64,
     cached_tokens: u64,
     erased_blocks: usize,
+    saved: u64,
+    unloaded: u64,
+    reuse: Reuse,
 }
 
 fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
     let mut random = Random::new(seed);
     let plan = plan(&mut random);
     let runner = FakeRunner::new(&plan, random.chance(20).then_some(97));
-    let mut engine = Engine::new(plan.clone(), runner, None, vec![EOS]);
+    let disk = random.chance(60).then(DiskSetup::default);
+    let host_memory = (random.between(0, 60) * ROW_BYTES) as u64;
+    let tiers = TierSetup { host_memory, disk, ..TierSetup::default() };
+    let mut engine = Engine::new(plan.clone(), runner, None, vec![EOS], tiers);
+    let mut disk = Disk::default();
     let texts: Vec<Vec<u32>> = (0..3).map(|_| random.tokens(plan.max_model_len, VOCAB)).collect();
     let mut live: HashMap<RequestId, Live> = HashMap::new();
     let load = random.between(5, 60);
@@ -256,13 +399,27 @@ fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
         }
         if random.chance(5) {
             let chunk = chunk_id(random.between(0, 3), 0, [1, 4, 9][random.between(0, 3)]);
-            seen.erased_blocks += engine.erase(chunk);
-            assert_eq!(engine.erase(chunk), 0, "erased is erased");
+            seen.erased_blocks += engine.erase(chunk).0.blocks;
+            assert_eq!(engine.erase(chunk).0.blocks, 0, "erased is erased");
+        }
+        if random.chance(10) {
+            let placed = vec![self::chunk(&mut random, &texts)];
+            match random.chance(50) {
+                true => seen.saved += u64::from(engine.save(placed, Codec::Raw).is_ok()),
+                false => seen.unloaded += u64::from(engine.unload(placed).is_ok()),
+            }
         }
         step(&mut engine, &plan, &mut live, seen);
+        disk.take(engine.take_jobs());
+        while random.chance(30) {
+            disk.work(&mut random).map(|done| engine.io_done(done));
+            disk.take(engine.take_jobs());
+        }
     }
     while !engine.is_idle() {
         step(&mut engine, &plan, &mut live, seen);
+        disk.take(engine.take_jobs());
+        disk.work(&mut random).map(|done| engine.io_done(done));
     }
     assert!(live.is_empty(), "requests without an end: {live:?}");
     let stats = engine.stats();
@@ -277,12 +434,12 @@ fn step(
     live: &mut HashMap<RequestId, Live>,
     seen: &mut Seen,
 ) {
-    let was_idle = engine.is_idle();
+    let had_work = engine.has_work();
     let step = engine.step();
     engine.check_invariants();
     let tokens = step.prefill_tokens + step.decode_tokens;
     assert!(tokens <= plan.max_num_batched_tokens, "over the token budget");
-    assert!(was_idle || tokens > 0, "a step without progress");
+    assert_eq!(had_work, tokens > 0, "a step without progress, or progress without work");
     seen.steps += 1;
     for (id, event) in step.events {
         let entry = live.get_mut(&id).expect("events of live requests only");
@@ -290,7 +447,10 @@ fn step(
             Event::Token { choice, token, .. } => {
                 entry.outputs.entry(choice).or_default().push(token);
             }
-            Event::Finished { choice, reason, .. } => {
+            Event::Finished { choice, reason, reuse, .. } => {
+                seen.reuse.host += reuse.host;
+                seen.reuse.disk += reuse.disk;
+                seen.reuse.recomputed += reuse.recomputed;
                 let max_tokens = max_tokens(&entry.request, plan);
                 let expected = oracle(&entry.request, choice, max_tokens);
                 assert_eq!((entry.outputs[&choice].clone(), reason), expected);
@@ -311,7 +471,16 @@ fn step(
 
 /// As documented: what was asked, else the room in the model's length and in the pool.
 fn max_tokens(request: &Request, plan: &EnginePlan) -> usize {
-    let lens: Vec<usize> = request.prompt.iter().map(|segment| segment.tokens.len()).collect();
+    // a segment is in the pool if it is seen in the end, or by one that may have to be computed
+    let mut held = vec![false; request.prompt.len()];
+    for (index, segment) in request.prompt.iter().enumerate().rev() {
+        held[index] |= segment.num_shown() > 0;
+        if let (true, Sees::Listed(list)) = (held[index], &segment.sees) {
+            list.iter().for_each(|&other| held[usize::from(other)] = true);
+        }
+    }
+    let lens = request.prompt.iter().zip(held).filter(|(_, held)| *held);
+    let lens: Vec<usize> = lens.map(|(segment, _)| segment.tokens.len()).collect();
     let (last, before) = lens.split_last().expect("a prompt has a segment");
     let blocks: usize = before.iter().map(|len| len.div_ceil(plan.block_size)).sum();
     let in_pool = (plan.num_blocks - blocks) * plan.block_size - last;
@@ -331,6 +500,9 @@ fn random_load_answers_right_and_gives_every_block_back() {
     assert!(seen.finished > 5_000 && seen.cancelled > 500 && seen.refused > 500, "{seen:?}");
     assert!(seen.failed > 50 && seen.preemptions > 1_000, "{seen:?}");
     assert!(seen.cached_tokens > 10_000 && seen.erased_blocks > 100, "{seen:?}");
+    assert!(seen.saved > 100 && seen.unloaded > 100, "{seen:?}");
+    assert!(seen.reuse.host > 500 && seen.reuse.disk > 500, "{seen:?}");
+    assert!(seen.reuse.recomputed > 500, "{seen:?}");
 }
 
 #[test]
@@ -346,7 +518,7 @@ fn the_youngest_gives_way_when_blocks_run_out() {
         ..plan(&mut random)
     };
     let runner = FakeRunner::new(&plan, None);
-    let mut engine = Engine::new(plan.clone(), runner, None, vec![]);
+    let mut engine = Engine::new(plan.clone(), runner, None, vec![], TierSetup::default());
     let ids: Vec<RequestId> = (0..2)
         .map(|n| {
             let mut request = Request::new(vec![n; 8]);
@@ -380,7 +552,7 @@ fn the_same_prompt_again_computes_only_what_must_be_computed() {
         ..plan(&mut random)
     };
     let runner = FakeRunner::new(&plan, None);
-    let mut engine = Engine::new(plan, runner, None, vec![]);
+    let mut engine = Engine::new(plan, runner, None, vec![], TierSetup::default());
     let prompt = random.tokens(2003, VOCAB);
     let encoded = |engine: &mut Engine<FakeRunner>, tokens: usize| {
         let before = engine.stats().encoded_tokens;

@@ -96,8 +96,7 @@ impl Chat {
     /// True when all of a chunk's KV is in the pool.
     fn is_resident(&self, index: usize) -> Result<bool> {
         let place = self.context.segments_to(index).len() - 1;
-        let resident = self.engine.resident(self.context.encode(index))?;
-        Ok(resident[place] == self.context.entries()[index].chunk.ids.len())
+        Ok(self.engine.residency(self.context.segments_to(index))?[place].device)
     }
 
     /// Tokens of the anchor, the active chunks, the system text and the turns.
@@ -165,7 +164,7 @@ impl Chat {
             prompt: prompt.segments.clone(),
             sampling: sampling::params(&sampling, self.engine.generation_defaults(), seed),
             limits: sampling::limits(&sampling),
-            priority: 0,
+            ..Request::new(Vec::new())
         };
         screen.begin(self.opens_thinking(&prompt));
         let guard = self.interrupt.answering();

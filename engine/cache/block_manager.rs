@@ -1,13 +1,14 @@
 //! Hands out KV blocks and remembers what they hold.
 //!
-//! Allocation, release and lookup are O(1) per block. A block whose tokens are known stays
-//! findable after its last user has left, until its rows are needed: least recently released
-//! first. Knows nothing of devices.
+//! A block whose tokens are known stays findable after its last user has left, until its rows are
+//! needed. Then the least valuable goes first: value is how often it was used, counted from the
+//! value of the last one that went (GDSF; all full blocks cost the same bytes, and nearly the same
+//! to compute again). Among equals the one that idles longest goes. Knows nothing of devices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
-use super::block_list::BlockList;
-use super::{BlockHash, BlockId, ChunkId};
+use super::{BlockHash, BlockId, ChunkId, KvSegment};
 
 /// A block's life: `Free -> Filling -> Sealed -> Idle -> Free`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,35 +29,63 @@ struct Block {
     ref_count: u32,
     /// What it holds; present when sealed or idle.
     identity: Option<Identity>,
+    /// Its place among the idle ones.
+    rank: IdleRank,
 }
+
+/// Value, then order of arrival.
+type IdleRank = (u64, u64);
 
 #[derive(Debug)]
 struct Identity {
     hash: BlockHash,
     tokens: Box<[u32]>,
     chunk: Option<ChunkId>,
+    /// The whole of which it is a part, if other tiers may hold that too.
+    segment: Option<Arc<KvSegment>>,
+    uses: u64,
+}
+
+/// What a block holds, as its writer says.
+#[derive(Debug, Clone, Default)]
+pub struct Owner {
+    pub chunk: Option<ChunkId>,
+    pub segment: Option<Arc<KvSegment>>,
+}
+
+/// A segment that is about to lose a block, while all of it is still there.
+#[derive(Debug)]
+pub struct Departure {
+    pub segment: Arc<KvSegment>,
+    pub blocks: Vec<BlockId>,
 }
 
 /// Owner of every block's state.
 #[derive(Debug)]
 pub struct BlockManager {
     blocks: Vec<Block>,
-    free: BlockList,
-    idle: BlockList,
+    free: VecDeque<BlockId>,
+    idle: BTreeSet<(IdleRank, BlockId)>,
     by_hash: HashMap<BlockHash, BlockId>,
+    /// Value of the last idle block that went: what comes later starts from there.
+    clock: u64,
+    arrivals: u64,
+    departures: Vec<Departure>,
 }
 
 impl BlockManager {
     pub fn new(num_blocks: usize) -> Self {
-        let empty = || Block { state: BlockState::Free, ref_count: 0, identity: None };
-        let mut free = BlockList::new(num_blocks);
+        let empty =
+            || Block { state: BlockState::Free, ref_count: 0, identity: None, rank: (0, 0) };
         let ids = 0..u32::try_from(num_blocks).expect("block ids are 32 bits");
-        ids.for_each(|id| free.push_back(BlockId(id)));
         Self {
             blocks: std::iter::repeat_with(empty).take(num_blocks).collect(),
-            free,
-            idle: BlockList::new(num_blocks),
+            free: ids.map(BlockId).collect(),
+            idle: BTreeSet::new(),
             by_hash: HashMap::new(),
+            clock: 0,
+            arrivals: 0,
+            departures: Vec::new(),
         }
     }
 
@@ -78,7 +107,7 @@ impl BlockManager {
         self.blocks[id.0 as usize].state
     }
 
-    /// Takes `count` blocks, all or none; free ones first, then the longest idle.
+    /// Takes `count` blocks, all or none; free ones first, then the least valuable idle ones.
     pub fn try_allocate(&mut self, count: usize) -> Option<Vec<BlockId>> {
         if count > self.available() {
             return None;
@@ -87,16 +116,36 @@ impl BlockManager {
     }
 
     fn allocate_one(&mut self) -> BlockId {
-        let id = self.free.pop_front().unwrap_or_else(|| {
-            let id = self.idle.pop_front().expect("the caller counted the available blocks");
-            self.forget(id);
-            id
-        });
+        let id = self.free.pop_front().unwrap_or_else(|| self.evict());
         let block = &mut self.blocks[id.0 as usize];
         assert!(block.ref_count == 0 && block.identity.is_none(), "block {} is in use", id.0);
         block.state = BlockState::Filling;
         block.ref_count = 1;
         id
+    }
+
+    fn evict(&mut self) -> BlockId {
+        let (rank, id) = self.idle.pop_first().expect("the caller counted the available blocks");
+        self.clock = rank.0;
+        let identity = self.blocks[id.0 as usize].identity.as_ref();
+        if let Some(segment) = identity.and_then(|identity| identity.segment.clone())
+            && let Some(blocks) = self.blocks_of(&segment)
+        {
+            self.departures.push(Departure { segment, blocks });
+        }
+        self.forget(id);
+        id
+    }
+
+    /// Segments that lost their first block since the last call. Their rows are still where
+    /// they were until the next forward.
+    pub fn take_departures(&mut self) -> Vec<Departure> {
+        std::mem::take(&mut self.departures)
+    }
+
+    /// The blocks of a segment, if all are there.
+    pub fn blocks_of(&self, segment: &KvSegment) -> Option<Vec<BlockId>> {
+        segment.hashes.iter().map(|hash| self.by_hash.get(hash).copied()).collect()
     }
 
     fn forget(&mut self, id: BlockId) {
@@ -117,12 +166,13 @@ impl BlockManager {
     pub fn acquire(&mut self, hash: BlockHash, tokens: &[u32]) -> Option<BlockId> {
         let id = *self.by_hash.get(&hash)?;
         let block = &mut self.blocks[id.0 as usize];
-        let identity = block.identity.as_ref().expect("an indexed block has an identity");
+        let identity = block.identity.as_mut().expect("an indexed block has an identity");
         if *identity.tokens != *tokens {
             return None;
         }
+        identity.uses += 1;
         if block.state == BlockState::Idle {
-            self.idle.remove(id);
+            self.idle.remove(&(block.rank, id));
             block.state = BlockState::Sealed;
         }
         block.ref_count += 1;
@@ -131,14 +181,15 @@ impl BlockManager {
 
     /// Makes a complete block findable. Where another block already holds the same, this one
     /// stays unfindable and is freed when released.
-    pub fn seal(&mut self, id: BlockId, hash: BlockHash, tokens: &[u32], chunk: Option<ChunkId>) {
+    pub fn seal(&mut self, id: BlockId, hash: BlockHash, tokens: &[u32], owner: Owner) {
         let block = &mut self.blocks[id.0 as usize];
         assert_eq!(block.state, BlockState::Filling, "block {} is not being filled", id.0);
         if self.by_hash.contains_key(&hash) {
             return;
         }
         self.by_hash.insert(hash, id);
-        block.identity = Some(Identity { hash, tokens: tokens.into(), chunk });
+        let Owner { chunk, segment } = owner;
+        block.identity = Some(Identity { hash, tokens: tokens.into(), chunk, segment, uses: 1 });
         block.state = BlockState::Sealed;
     }
 
@@ -150,17 +201,28 @@ impl BlockManager {
         };
         let ids = (0..self.blocks.len()).filter(|&index| of_chunk(&self.blocks[index]));
         let ids: Vec<BlockId> = ids.map(|index| BlockId(index as u32)).collect();
-        for &id in &ids {
-            self.forget(id);
-            if self.state(id) == BlockState::Idle {
-                self.idle.remove(id);
-                self.free.push_back(id);
-                self.blocks[id.0 as usize].state = BlockState::Free;
-            } else {
-                self.blocks[id.0 as usize].state = BlockState::Filling;
-            }
-        }
+        ids.iter().for_each(|&id| self.drop_identity(id));
         ids.len()
+    }
+
+    /// The same for the blocks of one segment, which other tiers may hold.
+    pub fn unload(&mut self, segment: &KvSegment) -> usize {
+        let there = |hash: &BlockHash| self.by_hash.get(hash).copied();
+        let ids: Vec<BlockId> = segment.hashes.iter().filter_map(there).collect();
+        ids.iter().for_each(|&id| self.drop_identity(id));
+        ids.len()
+    }
+
+    fn drop_identity(&mut self, id: BlockId) {
+        self.forget(id);
+        let block = &mut self.blocks[id.0 as usize];
+        if block.state == BlockState::Idle {
+            self.idle.remove(&(block.rank, id));
+            self.free.push_back(id);
+            block.state = BlockState::Free;
+        } else {
+            block.state = BlockState::Filling;
+        }
     }
 
     /// Gives references back. The last block goes first, so that a prefix outlives its tail.
@@ -173,8 +235,11 @@ impl BlockManager {
                 continue;
             }
             if block.state == BlockState::Sealed {
+                let uses = block.identity.as_ref().map_or(0, |identity| identity.uses);
+                block.rank = (self.clock + uses, self.arrivals);
                 block.state = BlockState::Idle;
-                self.idle.push_back(id);
+                self.arrivals += 1;
+                self.idle.insert((block.rank, id));
             } else {
                 block.state = BlockState::Free;
                 self.free.push_back(id);
@@ -203,17 +268,18 @@ impl BlockManager {
         let known = self.blocks.iter().filter(|block| block.identity.is_some()).count();
         assert_eq!(known, self.by_hash.len(), "the index names only known blocks");
         let in_state = |id: BlockId, state| self.blocks[id.0 as usize].state == state;
-        assert!(self.free.iter().all(|id| in_state(id, BlockState::Free)));
-        assert!(self.idle.iter().all(|id| in_state(id, BlockState::Idle)));
+        assert!(self.free.iter().all(|&id| in_state(id, BlockState::Free)));
+        assert!(self.idle.iter().all(|&(_, id)| in_state(id, BlockState::Idle)));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{KvIdentity, KvVariant};
     use super::*;
 
     fn name(tokens: &[u32]) -> BlockHash {
-        BlockHash::root(0).child(tokens)
+        BlockHash::root(b"").child(tokens)
     }
 
     #[test]
@@ -229,7 +295,7 @@ mod tests {
         let mut manager = BlockManager::new(2);
         let table = manager.try_allocate(1).expect("two are free");
         let id = table[0];
-        manager.seal(id, name(&[1, 2]), &[1, 2], None);
+        manager.seal(id, name(&[1, 2]), &[1, 2], Owner::default());
         manager.release(table);
         assert_eq!((manager.state(id), manager.available()), (BlockState::Idle, 2));
         assert_eq!(manager.acquire(name(&[1, 2]), &[1, 2]), Some(id));
@@ -241,7 +307,7 @@ mod tests {
     fn equal_hashes_with_other_tokens_are_a_miss() {
         let mut manager = BlockManager::new(1);
         let table = manager.try_allocate(1).expect("one is free");
-        manager.seal(table[0], name(&[1, 2]), &[1, 2], None);
+        manager.seal(table[0], name(&[1, 2]), &[1, 2], Owner::default());
         assert_eq!(manager.acquire(name(&[1, 2]), &[3, 4]), None);
     }
 
@@ -250,8 +316,8 @@ mod tests {
         let mut manager = BlockManager::new(2);
         let table = manager.try_allocate(2).expect("two are free");
         let (prefix, tail) = (table[0], table[1]);
-        manager.seal(prefix, name(&[1]), &[1], None);
-        manager.seal(tail, name(&[2]), &[2], None);
+        manager.seal(prefix, name(&[1]), &[1], Owner::default());
+        manager.seal(tail, name(&[2]), &[2], Owner::default());
         manager.release(table);
         assert_eq!(manager.try_allocate(1), Some(vec![tail]));
         assert_eq!(manager.acquire(name(&[2]), &[2]), None);
@@ -262,8 +328,8 @@ mod tests {
     fn of_two_equal_blocks_one_is_findable() {
         let mut manager = BlockManager::new(2);
         let table = manager.try_allocate(2).expect("two are free");
-        manager.seal(table[0], name(&[1]), &[1], None);
-        manager.seal(table[1], name(&[1]), &[1], None);
+        manager.seal(table[0], name(&[1]), &[1], Owner::default());
+        manager.seal(table[1], name(&[1]), &[1], Owner::default());
         manager.check_invariants([table.as_slice()].into_iter());
         manager.release(table);
         assert_eq!((manager.num_idle(), manager.available()), (1, 2));
@@ -273,10 +339,11 @@ mod tests {
     fn an_erased_chunk_is_found_no_more_and_leaves_with_its_last_user() {
         let mut manager = BlockManager::new(3);
         let (chunk, other) = (ChunkId::of(b"a"), ChunkId::of(b"b"));
+        let of = |chunk| Owner { chunk: Some(chunk), segment: None };
         let table = manager.try_allocate(3).expect("three are free");
-        manager.seal(table[0], name(&[1]), &[1], Some(chunk));
-        manager.seal(table[1], name(&[2]), &[2], Some(chunk));
-        manager.seal(table[2], name(&[3]), &[3], Some(other));
+        manager.seal(table[0], name(&[1]), &[1], of(chunk));
+        manager.seal(table[1], name(&[2]), &[2], of(chunk));
+        manager.seal(table[2], name(&[3]), &[3], of(other));
         manager.release(vec![table[0], table[2]]);
         assert_eq!(manager.erase(chunk), 2);
         assert_eq!(manager.state(table[0]), BlockState::Free);
@@ -285,6 +352,52 @@ mod tests {
         manager.release(vec![table[1]]);
         assert_eq!((manager.available(), manager.num_idle()), (3, 1));
         assert_eq!(manager.acquire(name(&[3]), &[3]), Some(table[2]));
+    }
+
+    #[test]
+    fn what_was_used_more_often_stays_longer() {
+        let mut manager = BlockManager::new(2);
+        let table = manager.try_allocate(2).expect("two are free");
+        let (often, once) = (table[0], table[1]);
+        manager.seal(often, name(&[1]), &[1], Owner::default());
+        manager.seal(once, name(&[2]), &[2], Owner::default());
+        manager.release(table);
+        let again = manager.acquire(name(&[1]), &[1]).expect("it is there");
+        manager.release(vec![again]);
+        let new = manager.try_allocate(1).expect("one can go");
+        assert_eq!(new, [once]);
+        manager.seal(once, name(&[3]), &[3], Owner::default());
+        manager.release(new);
+        // what comes new starts where the last one went: old fame fades
+        assert_eq!(manager.try_allocate(1), Some(vec![often]));
+        manager.check_invariants([[often].as_slice()].into_iter());
+    }
+
+    #[test]
+    fn a_segment_departs_whole_before_it_loses_a_block() {
+        let mut manager = BlockManager::new(3);
+        let table = manager.try_allocate(2).expect("three are free");
+        let hashes = [name(&[1]), name(&[2])];
+        let segment = Arc::new(KvSegment {
+            kv: KvIdentity::default().root(KvVariant::Lossless).kv_id(&[1, 2], &[]),
+            chunk: ChunkId::of(b"a"),
+            variant: KvVariant::Lossless,
+            identity: Arc::default(),
+            tokens: [1, 2].into(),
+            seen: [].into(),
+            first_position: 0,
+            hashes: hashes.into(),
+        });
+        let owner = || Owner { chunk: Some(segment.chunk), segment: Some(segment.clone()) };
+        manager.seal(table[0], hashes[0], &[1], owner());
+        assert_eq!(manager.blocks_of(&segment), None);
+        manager.seal(table[1], hashes[1], &[2], owner());
+        assert_eq!(manager.blocks_of(&segment), Some(table.clone()));
+        manager.release(table.clone());
+        manager.try_allocate(3).expect("one is free, two can go");
+        let departures = manager.take_departures();
+        assert_eq!(departures.len(), 1, "once, not for every block");
+        assert_eq!((&departures[0].segment, &departures[0].blocks), (&segment, &table));
     }
 
     #[test]

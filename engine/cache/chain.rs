@@ -10,8 +10,8 @@ pub struct BlockHash(u128);
 
 impl BlockHash {
     /// The start of a chain; another salt is another world.
-    pub fn root(salt: u64) -> Self {
-        Self(xxh3_128_with_seed(b"strand block chain", salt))
+    pub fn root(salt: &[u8]) -> Self {
+        Self(xxh3_128_with_seed(salt, ROOT_SEED))
     }
 
     /// The name of the block that follows this one and holds `tokens`.
@@ -24,16 +24,25 @@ impl BlockHash {
         Self(xxh3_128_with_seed(&bytes, tokens.len() as u64))
     }
 
-    /// The start of a segment's chain: it sees the segment that ended in `seen`.
-    pub fn seeing(self, seen: Self) -> Self {
+    /// The start of a segment's chain: it sees the segment that ended in `seen`, but for its
+    /// first `hidden` rows.
+    pub fn seeing(self, seen: Self, hidden: usize) -> Self {
         let mut bytes = self.0.to_le_bytes().to_vec();
         bytes.extend_from_slice(&seen.0.to_le_bytes());
+        bytes.extend_from_slice(&(hidden as u64).to_le_bytes());
         Self(xxh3_128_with_seed(&bytes, SEGMENT_SEED))
+    }
+
+    /// The start of the same chain for rows that are an approximation.
+    pub fn approximated(self) -> Self {
+        Self(xxh3_128_with_seed(&self.0.to_le_bytes(), VARIANT_SEED))
     }
 }
 
 /// Sets joints between segments apart from blocks of tokens.
 const SEGMENT_SEED: u64 = u64::MAX;
+const ROOT_SEED: u64 = u64::MAX - 2;
+const VARIANT_SEED: u64 = u64::MAX - 1;
 
 #[cfg(test)]
 mod tests {
@@ -41,10 +50,13 @@ mod tests {
 
     #[test]
     fn a_name_depends_on_the_salt_the_past_and_where_blocks_end() {
-        let root = BlockHash::root(0);
-        assert_ne!(root, BlockHash::root(1));
+        let root = BlockHash::root(b"");
+        assert_ne!(root, BlockHash::root(b"x"));
         assert_eq!(root.child(&[1, 2]), root.child(&[1, 2]));
         assert_ne!(root.child(&[1, 2]), root.child(&[1]).child(&[2]));
         assert_ne!(root.child(&[1]).child(&[3]), root.child(&[2]).child(&[3]));
+        let seen = root.child(&[1]);
+        assert_ne!(root.seeing(seen, 0), root.seeing(seen, 1));
+        assert_ne!(root.approximated(), root);
     }
 }

@@ -1,0 +1,193 @@
+//! The bytes of KV outside the pool: what the host holds, and what the disk is asked.
+//!
+//! Decides nothing about time and touches no file: what the disk must do is handed out as
+//! [`IoJob`]s and comes back as [`IoDone`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::batch::{BlockMove, Runner};
+use crate::cache::{ChunkId, KvId, KvSegment};
+use crate::error::Error;
+use crate::segment_kv::SegmentKv;
+use crate::sequence::SequenceId;
+use crate::store::{Codec, SavedFile};
+
+/// Names a command whose answer comes later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// Work for the threads that own the files. Saves and erasures keep their order.
+#[derive(Debug, Clone)]
+pub enum IoJob {
+    Load {
+        segment: Arc<KvSegment>,
+    },
+    /// Without a ticket nobody asked: the host was full.
+    Save {
+        ticket: Option<Ticket>,
+        segment: Arc<KvSegment>,
+        data: Arc<SegmentKv>,
+        codec: Codec,
+    },
+    Erase {
+        ticket: Ticket,
+        chunk: ChunkId,
+    },
+}
+
+/// What became of a job.
+#[derive(Debug)]
+pub enum IoDone {
+    Loaded {
+        segment: Arc<KvSegment>,
+        /// `None`: absent, or damaged and set aside.
+        data: Option<SegmentKv>,
+        seconds: f64,
+    },
+    Saved {
+        ticket: Option<Ticket>,
+        segment: Arc<KvSegment>,
+        result: Result<SavedFile, Error>,
+    },
+    Erased {
+        ticket: Ticket,
+        result: Result<(), Error>,
+    },
+}
+
+/// What is known of how fast KV comes back, against how fast it is computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Speeds {
+    pub encoded_tokens_per_second: Option<f64>,
+    pub loaded_bytes_per_second: Option<f64>,
+}
+
+impl Speeds {
+    /// True where loading is expected to be the faster way; what was never measured is tried.
+    pub fn prefer_loading(self, tokens: usize, bytes: u64) -> bool {
+        let known = self.encoded_tokens_per_second.zip(self.loaded_bytes_per_second);
+        known.is_none_or(|(encoded, loaded)| bytes as f64 / loaded < tokens as f64 / encoded)
+    }
+}
+
+/// Share of the last load in the measured speed.
+const NEWS: f64 = 0.5;
+
+/// The host's copies, and who waits for what.
+#[derive(Debug, Default)]
+pub(crate) struct Tiering {
+    host: HashMap<KvId, Arc<SegmentKv>>,
+    /// Loads on their way, and the sequences that wait for them.
+    loads: HashMap<KvId, (ChunkId, Vec<SequenceId>)>,
+    /// Saves on their way whose chunk has not been erased since.
+    saving: HashMap<KvId, ChunkId>,
+    jobs: Vec<IoJob>,
+    /// `None` without a disk.
+    codec: Option<Codec>,
+    pub speeds: Speeds,
+}
+
+impl Tiering {
+    pub fn new(codec: Option<Codec>) -> Self {
+        Self { codec, ..Self::default() }
+    }
+
+    /// Carries moves out, in order.
+    pub fn carry_out<R: Runner>(
+        &mut self,
+        moves: &[BlockMove],
+        runner: &mut R,
+    ) -> Result<(), Error> {
+        for one in moves {
+            match one {
+                BlockMove::Offload { segment, slots } => {
+                    self.host.insert(segment.kv, Arc::new(runner.gather(slots)?));
+                }
+                BlockMove::Onboard { kv, first_row, slots } => {
+                    let data = self.host.get(kv).expect("booked in the host, so it is there");
+                    runner.scatter(data, *first_row, slots)?;
+                }
+                BlockMove::Discard { segment, on_disk } => self.demote(segment, *on_disk),
+            }
+        }
+        Ok(())
+    }
+
+    /// KV leaves the host; a disk that lacks it gets it.
+    pub fn demote(&mut self, segment: &Arc<KvSegment>, on_disk: bool) {
+        let data = self.host.remove(&segment.kv).expect("booked in the host, so it is there");
+        if let Some(codec) = self.codec.filter(|_| !on_disk)
+            && !self.saving.contains_key(&segment.kv)
+        {
+            self.saving.insert(segment.kv, segment.chunk);
+            let segment = segment.clone();
+            self.jobs.push(IoJob::Save { ticket: None, segment, data, codec });
+        }
+    }
+
+    pub fn has_disk(&self) -> bool {
+        self.codec.is_some()
+    }
+
+    pub fn get(&self, kv: KvId) -> Option<&Arc<SegmentKv>> {
+        self.host.get(&kv)
+    }
+
+    pub fn put(&mut self, kv: KvId, data: SegmentKv) {
+        self.host.insert(kv, Arc::new(data));
+    }
+
+    pub fn remove(&mut self, kv: KvId) {
+        self.host.remove(&kv);
+    }
+
+    /// Asks for KV on behalf of a sequence; one load serves all that wait.
+    pub fn load(&mut self, segment: &Arc<KvSegment>, waiting: SequenceId) {
+        let load = self.loads.entry(segment.kv).or_insert_with(|| {
+            self.jobs.push(IoJob::Load { segment: segment.clone() });
+            (segment.chunk, Vec::new())
+        });
+        load.1.push(waiting);
+    }
+
+    /// Who waited for a load that has ended; nobody, if its chunk was erased meanwhile.
+    pub fn loaded(&mut self, kv: KvId, bytes: u64, seconds: f64) -> Vec<SequenceId> {
+        if bytes > 0 && seconds > 0.0 {
+            let speed = bytes as f64 / seconds;
+            let before = self.speeds.loaded_bytes_per_second.unwrap_or(speed);
+            self.speeds.loaded_bytes_per_second = Some(before + NEWS * (speed - before));
+        }
+        self.loads.remove(&kv).map_or(Vec::new(), |(_, waiting)| waiting)
+    }
+
+    pub fn save(
+        &mut self,
+        ticket: Ticket,
+        segment: Arc<KvSegment>,
+        data: Arc<SegmentKv>,
+        codec: Codec,
+    ) {
+        self.saving.insert(segment.kv, segment.chunk);
+        self.jobs.push(IoJob::Save { ticket: Some(ticket), segment, data, codec });
+    }
+
+    /// True when what was saved may be listed: its chunk has not been erased since.
+    pub fn saved(&mut self, kv: KvId) -> bool {
+        self.saving.remove(&kv).is_some()
+    }
+
+    /// Forgets what is on its way of a chunk, and has the disk erase it. Returns who waited for
+    /// what.
+    pub fn erase(&mut self, ticket: Ticket, chunk: ChunkId) -> Vec<(KvId, Vec<SequenceId>)> {
+        self.saving.retain(|_, of| *of != chunk);
+        self.jobs.push(IoJob::Erase { ticket, chunk });
+        let of_chunk = self.loads.extract_if(|_, (of, _)| *of == chunk);
+        of_chunk.map(|(kv, (_, waiting))| (kv, waiting)).collect()
+    }
+
+    /// What the disk is to do, in order.
+    pub fn take_jobs(&mut self) -> Vec<IoJob> {
+        std::mem::take(&mut self.jobs)
+    }
+}
