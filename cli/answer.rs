@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 use strand_engine::{
-    EngineHandle, Event, EventStream, FinishReason, Request, Reuse, TokenLogprobs,
+    EngineHandle, Event, EventStream, Exactness, FinishReason, Request, Reuse, TokenLogprobs,
 };
 use strand_models::Tokenizer;
 
@@ -32,8 +32,9 @@ pub struct Answer {
     /// From the second token of the prompt on.
     pub prompt_logprobs: Option<Vec<TokenLogprobs>>,
     pub timings: Timings,
-    /// Unknown when Ctrl-C ended it.
+    /// Unknown when Ctrl-C ended it, also below.
     pub reuse: Option<Reuse>,
+    pub exactness: Option<Exactness>,
 }
 
 /// What the answer took.
@@ -87,10 +88,11 @@ pub fn ask(
                 }
                 show(Piece { text: &text, token: Some(token) })?;
             }
-            Event::Finished { reason, text, reuse, .. } => {
+            Event::Finished { reason, text, reuse, exactness, .. } => {
                 answer.text.push_str(&text);
                 answer.finish_reason = Some(reason);
                 answer.reuse = Some(reuse);
+                answer.exactness = Some(exactness);
                 show(Piece { text: &text, token: None })?;
                 break;
             }
@@ -144,7 +146,8 @@ impl Answer {
 
     /// Computed prompt tokens a second, in the engine's own time.
     pub fn prefill_speed(&self) -> Option<f64> {
-        speed(self.reuse?.encoded, self.timings.prefill)
+        let reuse = self.reuse?;
+        speed(reuse.encoded + reuse.recomputed, self.timings.prefill)
     }
 
     /// The object that `--json` prints.
@@ -168,15 +171,8 @@ impl Answer {
                 "prefill_tokens_per_second": self.prefill_speed(),
                 "decode_tokens_per_second": self.decode_speed(),
             },
-            "reuse": self.reuse.map(|reuse| {
-                json!({
-                    "device": reuse.device,
-                    "host": reuse.host,
-                    "disk": reuse.disk,
-                    "encoded": reuse.encoded,
-                    "recomputed": reuse.recomputed,
-                })
-            }),
+            "reuse": self.reuse.map(reuse_json),
+            "exactness": self.exactness.map(Exactness::as_str),
         });
         if let Some(prompt) = &self.prompt_logprobs {
             let all = std::iter::once(Value::Null).chain(list(prompt));
@@ -184,6 +180,27 @@ impl Answer {
         }
         object
     }
+}
+
+/// Tokens of a prompt by where their KV came from.
+pub fn reuse_json(reuse: Reuse) -> Value {
+    json!({
+        "device": reuse.device,
+        "host": reuse.host,
+        "disk": reuse.disk,
+        "encoded": reuse.encoded,
+        "recomputed": reuse.recomputed,
+    })
+}
+
+/// The same for people: what there is of each.
+pub fn reuse_text(reuse: Reuse) -> String {
+    let back = [(reuse.host, "from host memory"), (reuse.disk, "from disk")];
+    let back = back.into_iter().filter(|(tokens, _)| *tokens > 0);
+    let again = (reuse.recomputed > 0).then_some((reuse.recomputed, "blended"));
+    let always = [(reuse.device, "reused")].into_iter().chain(back);
+    let parts = always.chain([(reuse.encoded, "encoded")]).chain(again);
+    parts.map(|(tokens, from)| format!("{tokens} {from}")).collect::<Vec<_>>().join(", ")
 }
 
 fn speed(tokens: usize, time: Duration) -> Option<f64> {
@@ -225,6 +242,7 @@ mod tests {
                 decode: Duration::from_millis(1000),
             },
             reuse: Some(Reuse { device: 3, encoded: 1, ..Reuse::default() }),
+            exactness: Some(Exactness::Bitwise),
         };
         let entry = json!({
             "token_id": 7, "token": null, "logprob": -0.5, "top": [[7, -0.5], [2, -1.25]],
@@ -245,9 +263,19 @@ mod tests {
                 "decode_tokens_per_second": 2.0,
             },
             "reuse": {"device": 3, "host": 0, "disk": 0, "encoded": 1, "recomputed": 0},
+            "exactness": "bitwise",
             "prompt_logprobs": [null, entry],
         });
         assert_eq!(answer.to_json(None), expected);
+    }
+
+    #[test]
+    fn people_are_told_what_there_is() {
+        let little = Reuse { encoded: 7, ..Reuse::default() };
+        assert_eq!(reuse_text(little), "0 reused, 7 encoded");
+        let all = Reuse { device: 1, host: 2, disk: 3, encoded: 4, recomputed: 5 };
+        let text = "1 reused, 2 from host memory, 3 from disk, 4 encoded, 5 blended";
+        assert_eq!(reuse_text(all), text);
     }
 
     #[test]

@@ -7,8 +7,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use strand_engine::EngineConfig;
-use strand_engine::context::ReusePolicy;
+use strand_engine::context::{DEFAULT_BLEND_TOKENS, ReusePolicy};
+use strand_engine::store::Codec;
+use strand_engine::{EngineConfig, Restore};
 use strand_kernels::{KvDtype, WeightDtype};
 use strand_models::Training;
 
@@ -39,7 +40,7 @@ pub struct CommonArgs {
     /// Read options from this TOML file [env: STRAND_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where history is kept [default: $XDG_DATA_HOME/strand]
+    /// Where chunks, their KV, contexts and history are kept [default: $XDG_DATA_HOME/strand]
     #[arg(long, global = true, value_name = "FOLDER")]
     pub data_dir: Option<PathBuf>,
     /// Print JSON, one object a line
@@ -71,6 +72,9 @@ pub struct ChatArgs {
     /// System text to start with
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Keep chunks and conversation under this name, and go on where it was left
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
@@ -139,6 +143,15 @@ pub struct EngineArgs {
     #[arg(long, value_name = "BYTES", value_parser = byte_size::parse,
           allow_negative_numbers = true)]
     pub kv_memory: Option<u64>,
+    /// Memory for KV of chunks beside the pool, as 4GiB [default: a quarter of what is left]
+    #[arg(long, value_name = "BYTES", value_parser = parse_host_memory,
+          allow_negative_numbers = true)]
+    pub host_memory: Option<u64>,
+    /// How KV is written to disk: raw, planes (smaller, the same bits) or int8 (smaller still,
+    /// approximate, and then also read)
+    #[arg(long, value_name = "CODEC", default_value = Codec::default().as_str(),
+          value_parser = parse_codec)]
+    pub kv_codec: Codec,
     /// Sequences in a step
     #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_num_seqs,
           value_parser = parse_positive, allow_negative_numbers = true)]
@@ -156,20 +169,29 @@ pub struct EngineArgs {
 }
 
 // No doc comment: clap would show it in place of the command's own.
-#[derive(Debug, Clone, Copy, Default, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = ENGINE)]
 pub struct ReuseArgs {
-    /// What a chunk's KV depends on: exact (all before it) or independent (itself alone)
-    /// [default: independent for models trained so, else exact]
+    /// What a chunk's KV depends on: exact (all before it), independent (itself alone), blend
+    /// (itself, its first tokens on all before it) or mask (what was active when it was loaded)
+    /// [default: independent for models trained so, else blend]
     #[arg(long, value_name = "POLICY", value_parser = parse_policy)]
     pub reuse: Option<ReusePolicy>,
+    /// Under blend, how many tokens of a chunk are computed again for what stands before it
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BLEND_TOKENS)]
+    pub blend_tokens: usize,
+    /// When KV on disk is loaded rather than computed again: auto (when that is faster), always
+    /// or never
+    #[arg(long, value_name = "WHEN", default_value = Restore::default().as_str(),
+          value_parser = parse_restore)]
+    pub restore: Restore,
 }
 
 impl ReuseArgs {
     /// The policy asked for, or the one that the model was trained for.
     pub fn policy(self, training: Training) -> ReusePolicy {
         let independent = training.independent_chunks;
-        let of_model = if independent { ReusePolicy::Independent } else { ReusePolicy::Exact };
+        let of_model = if independent { ReusePolicy::Independent } else { ReusePolicy::Blend };
         self.reuse.unwrap_or(of_model)
     }
 }
@@ -416,8 +438,25 @@ fn parse_device(text: &str) -> Result<Device, String> {
 }
 
 fn parse_policy(text: &str) -> Result<ReusePolicy, String> {
-    let names = ReusePolicy::ALL.map(ReusePolicy::as_str).join(" or ");
-    ReusePolicy::parse(text).ok_or(format!("expected {names}"))
+    ReusePolicy::parse(text).ok_or_else(|| expected(ReusePolicy::ALL.map(ReusePolicy::as_str)))
+}
+
+fn parse_restore(text: &str) -> Result<Restore, String> {
+    Restore::parse(text).ok_or_else(|| expected(Restore::ALL.map(Restore::as_str)))
+}
+
+pub fn parse_codec(text: &str) -> Result<Codec, String> {
+    Codec::parse(text).ok_or_else(|| expected(Codec::ALL.map(Codec::as_str)))
+}
+
+fn expected<const N: usize>(names: [&str; N]) -> String {
+    let (last, others) = names.split_last().expect("there are names");
+    format!("expected {} or {last}", others.join(", "))
+}
+
+/// 0 keeps nothing beside the pool.
+fn parse_host_memory(text: &str) -> Result<u64, String> {
+    if text.trim() == "0" { Ok(0) } else { byte_size::parse(text) }
 }
 
 fn parse_positive(text: &str) -> Result<usize, String> {

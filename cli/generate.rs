@@ -9,14 +9,15 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use strand_engine::context::{Chunk, ChunkKind, Context, Conversation};
-use strand_engine::{EngineHandle, Limits, Request, Segment};
+use strand_engine::context::{ChunkKind, Context, Conversation};
+use strand_engine::store::{Codec, Store};
+use strand_engine::{ChunkId, EngineHandle, Limits, Request, Segment};
 
 use crate::answer::{self, Answer, Piece};
 use crate::args::{CommonArgs, GenerateArgs, PromptArgs};
 use crate::chunk_file::{self, ChunkFile};
 use crate::interrupt::Interrupt;
-use crate::{Outcome, date, load, sampling};
+use crate::{Outcome, data_dir, date, load, sampling};
 
 pub fn run(args: &GenerateArgs, common: &CommonArgs, interrupt: &Interrupt) -> Result<Outcome> {
     sampling::check(&args.sampling)?;
@@ -24,10 +25,16 @@ pub fn run(args: &GenerateArgs, common: &CommonArgs, interrupt: &Interrupt) -> R
         question: read(&args.prompt)?,
         chunks: args.chunk.iter().map(|path| chunk_file::read(path)).collect::<Result<_>>()?,
     };
-    let engine =
-        load::start(&load::source(args.model.as_deref())?, &load::config(&args.engine), common)?;
+    let source = load::source(args.model.as_deref())?;
+    // without chunks there is nothing to look up
+    let store = match args.chunk.is_empty() {
+        true => None,
+        false => data_dir::open_store_or_tell(common).ok(),
+    };
+    let engines = store.as_ref().map(Store::another).transpose()?;
+    let engine = load::start(&source, &load::config(&args.engine), engines, common)?;
     let request = Request {
-        prompt: segments(&engine, args, prompt)?,
+        prompt: segments(&engine, args, prompt, store.as_ref())?,
         sampling: sampling::params(
             &args.sampling,
             engine.generation_defaults(),
@@ -37,6 +44,8 @@ pub fn run(args: &GenerateArgs, common: &CommonArgs, interrupt: &Interrupt) -> R
             prompt_logprobs: args.prompt_logprobs,
             ..sampling::limits(&args.sampling)
         },
+        restore: args.reuse.restore,
+        allow_lossy: args.engine.kv_codec == Codec::Int8,
         ..Request::new(Vec::new())
     };
     let answer = print(&engine, request, common.json, interrupt)?;
@@ -78,7 +87,12 @@ fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-fn segments(engine: &EngineHandle, args: &GenerateArgs, prompt: Prompt) -> Result<Vec<Segment>> {
+fn segments(
+    engine: &EngineHandle,
+    args: &GenerateArgs,
+    prompt: Prompt,
+    store: Option<&Store>,
+) -> Result<Vec<Segment>> {
     let text = match prompt.question {
         Question::Ids(tokens) => return Ok(vec![Segment::new(tokens)]),
         Question::Text(text) => text,
@@ -94,14 +108,18 @@ fn segments(engine: &EngineHandle, args: &GenerateArgs, prompt: Prompt) -> Resul
     };
     let mut conversation = Conversation::new(date::today());
     conversation.set_system(args.system.clone());
-    conversation.push_user(text);
     let anchor = Context::anchor_of(template, tokenizer)?;
     let policy = args.reuse.policy(engine.training());
     let mut context = Context::new(policy, conversation, anchor);
+    context.blend_tokens = args.reuse.blend_tokens;
     for ChunkFile { name, content } in prompt.chunks {
-        let chunk = Chunk::new(&name, ChunkKind::File, content, template, tokenizer)?;
-        context.load(chunk, true);
+        // a chunk keeps the name and kind it was first saved with
+        let stored = store.map(|store| store.chunk(ChunkId::of(&content))).transpose()?.flatten();
+        let known = stored.map(|stored| (stored.info.name, stored.info.kind));
+        let (name, kind) = known.unwrap_or((name, ChunkKind::File));
+        context.load(chunk_file::chunk(engine, &name, kind, content)?, true);
     }
+    context.say(text);
     // The whole length: the engine says better than the context what does not fit.
     Ok(context.prompt(template, tokenizer, usize::MAX)?.segments)
 }

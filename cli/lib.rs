@@ -12,11 +12,13 @@ mod bench;
 mod byte_size;
 mod chat;
 mod chunk_file;
+mod data_dir;
 mod date;
 mod generate;
 mod interrupt;
 mod load;
 mod models;
+mod progress;
 mod sampling;
 mod settings;
 
@@ -91,6 +93,11 @@ fn report(error: &anyhow::Error) -> ExitCode {
     // A closed standard error changes nothing about the status.
     drop(writeln!(io::stderr(), "error: {}", describe(error)));
     ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
+}
+
+/// Something the user should know beside the result.
+pub(crate) fn note(text: &str) {
+    drop(writeln!(io::stderr(), "note: {text}"));
 }
 
 /// The error and its causes, without those whose text is part of what was said already.

@@ -1,20 +1,17 @@
 //! From a MODEL argument to a running engine, with a progress bar when it takes long.
 //!
-//! The bar and the plan go to standard error: the bar only in a terminal and only after a
-//! second, the plan only with -v.
+//! The plan goes to standard error, only with -v.
 
-use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::io::{self, Write};
+use std::time::Instant;
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use strand_engine::store::Store;
 use strand_engine::{EngineConfig, EngineHandle};
 use strand_models::{ModelFiles, ModelSource};
 
 use crate::args::{CommonArgs, EngineArgs};
-
-/// Loading that is faster than this is not worth a bar.
-const QUIET: Duration = Duration::from_secs(1);
+use crate::progress::Progress;
 
 /// The model that MODEL names; the bundled one for none.
 pub fn source(model: Option<&str>) -> Result<ModelSource> {
@@ -28,6 +25,8 @@ pub fn config(args: &EngineArgs) -> EngineConfig {
         kv_dtype: args.kv_dtype.kv(),
         block_size: args.block_size,
         kv_memory: args.kv_memory,
+        host_memory: args.host_memory,
+        kv_codec: args.kv_codec,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
         max_model_len: args.max_model_len,
@@ -36,55 +35,24 @@ pub fn config(args: &EngineArgs) -> EngineConfig {
     }
 }
 
-/// Loads the model and starts its engine.
+/// Loads the model and starts its engine; with a store, KV comes from there and goes there.
 pub fn start(
     source: &ModelSource,
     config: &EngineConfig,
+    store: Option<Store>,
     common: &CommonArgs,
 ) -> Result<EngineHandle> {
     let started = Instant::now();
     let files = ModelFiles::open(source)?;
-    let mut progress = Progress::new();
-    let engine = strand_engine::start(files, config, None, &mut |done, total| {
+    let mut progress = Progress::loading();
+    let engine = strand_engine::start(files, config, store, &mut |done, total| {
         progress.update(done, total);
     })?;
-    progress.finish();
+    drop(progress);
     if common.verbose {
         let seconds = started.elapsed().as_secs_f64();
         let (name, plan) = (engine.model_name(), engine.plan());
         drop(writeln!(io::stderr(), "{name} loaded in {seconds:.2} s: {plan}"));
     }
     Ok(engine)
-}
-
-struct Progress {
-    started: Instant,
-    in_terminal: bool,
-    bar: Option<ProgressBar>,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { started: Instant::now(), in_terminal: io::stderr().is_terminal(), bar: None }
-    }
-
-    fn update(&mut self, done: u64, total: u64) {
-        if !self.in_terminal || self.started.elapsed() < QUIET {
-            return;
-        }
-        let bar = self.bar.get_or_insert_with(|| {
-            let template = "loading {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}";
-            let style = ProgressStyle::with_template(template).expect("the template is valid");
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            bar.set_style(style);
-            bar
-        });
-        bar.set_position(done);
-    }
-
-    fn finish(self) {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

@@ -57,11 +57,13 @@ pub enum Error {
     #[error("stop string {index} is empty")]
     EmptyStop { index: usize },
     #[error(
-        "the system text takes {header} tokens and the last message {message}, together more \
-         than the {room} there is room for; shorten them, lower --max-tokens or raise \
-         --max-model-len"
+        "the active chunks take {chunks} tokens, the system text {header} and the last message \
+         {message}, together more than the {room} there is room for; deactivate chunks, shorten \
+         the texts, lower --max-tokens or raise --max-model-len"
     )]
-    ConversationTooLong { header: usize, message: usize, room: usize },
+    ContextTooLong { chunks: usize, header: usize, message: usize, room: usize },
+    #[error("the kept context has a {what} that this program doesn't know: {value}")]
+    NotAContext { what: &'static str, value: String },
     #[error("{name} can't be a chunk: it is {reason}")]
     NotAChunk { name: String, reason: String },
     #[error("No chunk found matching: {text}")]
@@ -71,10 +73,6 @@ pub enum Error {
         matches.iter().map(|id| format!("{id}...")).collect::<Vec<_>>().join(", ")
     )]
     AmbiguousChunk { text: String, matches: Vec<String> },
-    #[error(
-        "the active chunks have {chunks} tokens, {room} are left for the prompt; deactivate some"
-    )]
-    ChunksTooLong { chunks: usize, room: usize },
     #[error("chunk {chunk}... has no KV to save; it must be encoded first")]
     NoKv { chunk: String },
     #[error(

@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
 use tokio::sync::oneshot;
 
 use crate::batch::Runner;
-use crate::cache::{ChunkId, TiersOf};
+use crate::cache::{ChunkId, KvVariant, TiersOf};
 use crate::config::EnginePlan;
 use crate::engine::verbs::{Erased, Unloaded};
 use crate::engine::{Engine, Outcome, Stats};
@@ -30,10 +30,11 @@ const COMMAND_QUEUE: usize = 1024;
 
 enum Command {
     Submit { request: Box<Request>, events: mpsc::Sender<Event> },
-    Residency { prompt: Vec<Segment>, answer: Answer<Vec<TiersOf>> },
+    Residency { prompt: Vec<Segment>, accepted: KvVariant, answer: Answer<Vec<TiersOf>> },
     Save { prompt: Vec<Segment>, codec: Codec, answer: Answer<SavedFile> },
-    Unload { prompt: Vec<Segment>, answer: Answer<Unloaded> },
+    Unload { prompt: Vec<Segment>, accepted: KvVariant, answer: Answer<Unloaded> },
     Erase { chunk: ChunkId, answer: Answer<Erased> },
+    Forget { chunk: ChunkId, answer: oneshot::Sender<Erased> },
     Stats(oneshot::Sender<Stats>),
     Io(IoDone),
 }
@@ -151,9 +152,14 @@ impl EngineHandle {
         Ok(EventStream { events })
     }
 
-    /// Where each segment of a prompt has its KV. Waits as [`EngineHandle::stats`] does.
-    pub fn residency(&self, prompt: Vec<Segment>) -> Result<Vec<TiersOf>, Error> {
-        self.ask(|answer| Command::Residency { prompt, answer })?
+    /// Where each segment of a prompt has its KV. Lossy KV counts where `accepted` is lossy and
+    /// there is no other. Waits as [`EngineHandle::stats`] does.
+    pub fn residency(
+        &self,
+        prompt: Vec<Segment>,
+        accepted: KvVariant,
+    ) -> Result<Vec<TiersOf>, Error> {
+        self.ask(|answer| Command::Residency { prompt, accepted, answer })?
     }
 
     /// Writes the KV of a prompt's last segment, a chunk, to the disk, and waits until it is
@@ -163,13 +169,18 @@ impl EngineHandle {
     }
 
     /// Moves the KV of a prompt's last segment, a chunk, from the pool to the host.
-    pub fn unload(&self, prompt: Vec<Segment>) -> Result<Unloaded, Error> {
-        self.ask(|answer| Command::Unload { prompt, answer })?
+    pub fn unload(&self, prompt: Vec<Segment>, accepted: KvVariant) -> Result<Unloaded, Error> {
+        self.ask(|answer| Command::Unload { prompt, accepted, answer })?
     }
 
     /// Removes a chunk's KV from every tier, and waits until the disk has done so.
     pub fn erase(&self, chunk: ChunkId) -> Result<Erased, Error> {
         self.ask(|answer| Command::Erase { chunk, answer })?
+    }
+
+    /// Removes a chunk's KV from device and host; what is on disk stays there.
+    pub fn forget(&self, chunk: ChunkId) -> Result<Erased, Error> {
+        self.ask(|answer| Command::Forget { chunk, answer })
     }
 
     /// What the engine is doing. Waits for the step in progress.
@@ -253,20 +264,23 @@ impl<R: Runner> EngineLoop<R> {
                 // A receiver that is gone already wants no answer.
                 Err(error) => drop(events.try_send(Event::Failed(error))),
             },
-            Command::Residency { prompt, answer } => {
-                drop(answer.send(self.engine.residency(prompt)));
+            Command::Residency { prompt, accepted, answer } => {
+                drop(answer.send(self.engine.residency(prompt, accepted)));
             }
             Command::Save { prompt, codec, answer } => match self.engine.save(prompt, codec) {
                 Ok(ticket) => drop(self.pending.insert(ticket, Pending::Save(answer))),
                 Err(error) => drop(answer.send(Err(error))),
             },
-            Command::Unload { prompt, answer } => drop(answer.send(self.engine.unload(prompt))),
+            Command::Unload { prompt, accepted, answer } => {
+                drop(answer.send(self.engine.unload(prompt, accepted)));
+            }
             Command::Erase { chunk, answer } => match self.engine.erase(chunk) {
                 (erased, Some(ticket)) => {
                     self.pending.insert(ticket, Pending::Erase(erased, answer));
                 }
                 (erased, None) => drop(answer.send(Ok(erased))),
             },
+            Command::Forget { chunk, answer } => drop(answer.send(self.engine.forget(chunk))),
             Command::Stats(answer) => drop(answer.send(self.stats())),
             Command::Io(done) => {
                 if let Some((ticket, outcome)) = self.engine.io_done(done) {

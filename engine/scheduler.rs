@@ -149,6 +149,14 @@ impl Scheduler {
         (self.blocks.erase(chunk), self.tiers.erase(chunk))
     }
 
+    /// The same, but what the disk holds stays known.
+    pub fn forget(&mut self, chunk: ChunkId) -> (usize, Vec<KvId>) {
+        for sequence in self.sequences.values_mut() {
+            sequence.erased.push(chunk);
+        }
+        (self.blocks.erase(chunk), self.tiers.forget(chunk))
+    }
+
     /// Takes a segment's blocks out of the pool. Returns how many there were.
     pub fn unload(&mut self, segment: &KvSegment) -> usize {
         self.blocks.unload(segment)

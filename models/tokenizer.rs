@@ -154,6 +154,12 @@ impl Tokenizer {
         self.0.encoder.get_vocab_size(true)
     }
 
+    /// Most bytes that one token stands for; looks at the whole vocabulary.
+    pub fn longest_token(&self) -> usize {
+        let ids = 0..self.vocab_size() as u32;
+        ids.filter_map(|id| self.token_bytes(id)).map(|bytes| bytes.len()).max().unwrap_or(1)
+    }
+
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.0.encoder.token_to_id(token)
     }

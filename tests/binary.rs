@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
@@ -31,7 +32,8 @@ impl Run {
     }
 }
 
-/// The program in an environment of its own: no settings, no colour, an empty home and hub.
+/// The program in an environment of its own: no settings, no colour, an empty home and hub, and
+/// a new data folder.
 pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_strand"));
     let home = scratch("home");
@@ -39,12 +41,20 @@ pub fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
         .args(arguments)
         .env_clear()
         .env("HOME", &home)
+        .env("XDG_DATA_HOME", new_data_home())
         .env("HF_HOME", home.join("hub"))
         .env("HF_HUB_OFFLINE", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
+}
+
+/// A store has one owner at a time, and tests run side by side.
+fn new_data_home() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    scratch("data").join(format!("{}-{number}", process::id()))
 }
 
 /// Runs with arguments alone.

@@ -145,7 +145,7 @@ fn a_line_that_is_no_item_is_named() {
     strand(&["bench", "recall", "--file", file]).refused(1, "bad.jsonl: line 2: invalid type");
     strand(&["bench", "recall", "--file", "no.jsonl"]).refused(1, "cannot read no.jsonl");
     let run = strand(&["bench", "recall", "--policy", "exact,no"]);
-    run.refused(2, "expected exact or independent");
+    run.refused(2, "expected exact, independent, blend or mask");
 }
 
 #[test]

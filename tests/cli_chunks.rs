@@ -1,10 +1,12 @@
 //! Chunks in `strand chat`: load, look, switch on and off, erase; what each says and what it
 //! costs. The bundled model's wisdom is not asserted, only what is in front of it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use strand_engine::ChunkId;
 
 use crate::binary::{Run, piped, scratch};
 
@@ -112,7 +114,7 @@ fn what_cannot_be_a_chunk_is_refused_and_changes_nothing() {
         ("/deactivate #1", "No chunk found matching: #1"),
         ("/show", "Usage: /show <chunk>"),
         ("/erase x y", "Usage: /erase <chunk>"),
-        ("/policy best", "Unknown policy: best. Policies: exact, independent"),
+        ("/policy best", "Unknown policy: best. Policies: exact, independent, blend, mask"),
     ];
     for (line, expected) in cases {
         let run = chat("refused", &[], &format!("{line}\n/context\n"));
@@ -145,4 +147,87 @@ fn names_with_blanks_are_quoted_and_clear_leaves_nothing() {
     assert!(run.out.contains("✓ Chunk activated: "));
     assert!(run.out.contains("✓ All chunks cleared\nContext Status:\n"));
     assert!(run.out.contains("Used: 0 tokens"));
+}
+
+/// Two texts whose hashes begin with the same four digits.
+fn of_one_prefix() -> (String, String, String) {
+    let mut known = HashMap::new();
+    for number in 0.. {
+        let text = format!("text {number}");
+        let prefix = ChunkId::of(text.as_bytes()).to_string()[..4].to_owned();
+        if let Some(other) = known.insert(prefix.clone(), text.clone()) {
+            return (other, text, prefix);
+        }
+    }
+    unreachable!("there are 65,536 prefixes")
+}
+
+#[test]
+fn a_prefix_of_two_chunks_names_neither() {
+    let folder = files("ambiguous");
+    let (one, other, prefix) = of_one_prefix();
+    fs::write(folder.join("one"), &one).expect("written");
+    fs::write(folder.join("other"), &other).expect("written");
+    let input = format!("/load DIR/one DIR/other --inactive\n/activate {prefix}\n/context\n");
+    let run = chat("ambiguous", &[], &input);
+    assert_eq!(run.status, 1);
+    let [first, second] = [one, other].map(|text| ChunkId::of(text.as_bytes()).short());
+    let told = format!("Ambiguous chunk prefix: {prefix}. Matches: {first}..., {second}...\n");
+    assert_eq!(run.err, told);
+    assert!(!run.out.contains(" active "), "{}", run.out);
+}
+
+#[test]
+fn fifty_megabytes_are_refused_before_they_are_tokenized() {
+    let folder = files("huge");
+    fs::write(folder.join("huge.txt"), "0123456789".repeat(5 << 20)).expect("written");
+    let run = chat("huge", &[], "/load DIR/abc.txt DIR/huge.txt\n/context\n");
+    assert_eq!(run.status, 1);
+    let told = "huge.txt has 52428800 bytes, more than 4096 tokens of this model can hold\n";
+    assert_eq!(run.err, told);
+    assert!(run.out.contains("Used: 0 tokens") && !run.out.contains('#'));
+}
+
+#[test]
+fn blend_computes_the_first_tokens_of_later_chunks_again() {
+    let input = "/load DIR/config.py DIR/größe*\nWhat is MAX_RETRIES?\n/reset\n/deactivate #1\n\
+                 What is MAX_RETRIES?\n";
+    let asked = |flags: &[&str]| {
+        let run = chat("blend", &[&["--json", "--reuse", "blend"], flags].concat(), input);
+        assert_eq!((run.status, run.err.as_str()), (0, ""));
+        let lines = run.json();
+        let tokens = |n: usize| lines[0]["chunks"][n]["tokens"].as_u64().expect("a number");
+        let all = tokens(0) + tokens(1);
+        let reuse = |answer: &Value| {
+            ["device", "recomputed"].map(|key| answer["reuse"][key].as_u64().expect("a number"))
+        };
+        (all, tokens(1), reuse(&lines[1]), reuse(&lines[4]))
+    };
+    let (all, last, both, alone) = asked(&[]);
+    assert_eq!(both, [all - 16, 16]);
+    assert_eq!(alone, [last, 0], "the first is as it is stored");
+    let (_, _, five, _) = asked(&["--blend-tokens", "5"]);
+    assert_eq!(five, [all - 5, 5]);
+    let (_, _, none, _) = asked(&["--blend-tokens", "0"]);
+    assert_eq!(none, [all, 0]);
+}
+
+#[test]
+fn mask_switches_chunks_for_nothing_and_says_that_it_is_approximate() {
+    let question = format!("What is MAX_RETRIES{}?\n", ", again".repeat(20));
+    let input = format!(
+        "/policy mask\n/load DIR/config.py DIR/abc.txt\n{question}/deactivate abc.txt\n\
+         {question}/activate abc.txt\n{question}"
+    );
+    let lines = chat_json("mask", &input);
+    let answers: Vec<&Value> = lines.iter().filter(|line| line["text"].is_string()).collect();
+    assert!(answers.iter().all(|answer| answer["exactness"] == "approximate"));
+    let number = |value: &Value| value.as_u64().expect("a number");
+    let asked = |n: usize| number(&answers[n]["prompt_tokens"]);
+    let found = |n: usize| number(&answers[n]["reuse"]["device"]);
+    let abc = number(&lines[1]["chunks"][1]["tokens"]);
+    // all that was asked before is found, but for what the switch hides and what opened the answer
+    let opening = 8;
+    assert!(found(1) + opening >= asked(0) - abc, "{answers:#?}");
+    assert!(found(2) + opening >= asked(1) + abc, "{answers:#?}");
 }

@@ -36,15 +36,16 @@ fn json_is_one_object_with_every_field() {
         "logprobs",
         "timings",
         "reuse",
+        "exactness",
     ];
     assert_eq!(keys(&object), expected);
     assert_eq!(object["completion_tokens"], 5);
     assert_eq!(object["token_ids"].as_array().map(Vec::len), Some(5));
     assert_eq!(object["finish_reason"], "length");
     assert_eq!(object["logprobs"], Value::Null);
-    let prompt = &object["prompt_tokens"];
-    let reuse = json!({"device": 0, "host": 0, "disk": 0, "encoded": prompt, "recomputed": 0});
-    assert_eq!(object["reuse"], reuse);
+    let encoded = &object["prompt_tokens"];
+    let reuse = json!({"device": 0, "host": 0, "disk": 0, "encoded": encoded, "recomputed": 0});
+    assert_eq!((&object["reuse"], &object["exactness"]), (&reuse, &json!("bitwise")));
 }
 
 #[test]
@@ -184,7 +185,7 @@ fn chunks_stand_before_the_prompt() {
         arguments.extend(chunks.iter().flat_map(|chunk| ["--chunk", chunk]));
         one_object(&arguments)
     };
-    for policy in ["exact", "independent"] {
+    for policy in ["exact", "independent", "blend", "mask"] {
         let tokens =
             |chunks: &[&str]| answer(chunks, policy)["prompt_tokens"].as_u64().expect("a number");
         let (none, first, both) = (tokens(&[]), tokens(&[&a]), tokens(&[&a, &b]));
@@ -193,8 +194,11 @@ fn chunks_stand_before_the_prompt() {
         assert_eq!(tokens(&[&a, &a]), first, "the same content is one chunk");
         assert_eq!(answer(&[&a, &b], policy)["completion_tokens"], 8);
     }
-    // a single first chunk sees the same under both policies
-    assert_eq!(answer(&[&a], "exact")["token_ids"], answer(&[&a], "independent")["token_ids"]);
+    // a single first chunk sees the same under all policies
+    let alone = answer(&[&a], "exact");
+    for policy in ["independent", "blend", "mask"] {
+        assert_eq!(answer(&[&a], policy)["token_ids"], alone["token_ids"], "{policy}");
+    }
 }
 
 #[test]
@@ -217,5 +221,6 @@ fn files_that_are_no_chunks_are_refused() {
     let here = folder.to_str().expect("UTF-8");
     strand(&[&options[..], &[here, "--chat"]].concat()).refused(1, "is a folder");
     strand(&[&options[..], &[absent]].concat()).refused(2, "--chat");
-    strand(&["generate", "-p", "x", "--reuse", "no"]).refused(2, "expected exact or independent");
+    strand(&["generate", "-p", "x", "--reuse", "no"])
+        .refused(2, "expected exact, independent, blend or mask");
 }

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use strand_engine::batch::{Batch, BatchRow, RowOutput, Runner, Sampled};
-use strand_engine::cache::{ChunkId, KvId};
+use strand_engine::cache::{ChunkId, KvId, KvVariant};
 use strand_engine::sequence::RequestId;
 use strand_engine::store::{Codec, SavedFile};
 use strand_engine::{
@@ -406,7 +406,10 @@ fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
             let placed = vec![self::chunk(&mut random, &texts)];
             match random.chance(50) {
                 true => seen.saved += u64::from(engine.save(placed, Codec::Raw).is_ok()),
-                false => seen.unloaded += u64::from(engine.unload(placed).is_ok()),
+                false => {
+                    let unloaded = engine.unload(placed, KvVariant::Lossless);
+                    seen.unloaded += u64::from(unloaded.is_ok());
+                }
             }
         }
         step(&mut engine, &plan, &mut live, seen);

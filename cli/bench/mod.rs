@@ -40,7 +40,7 @@ impl Bench {
         };
         let config = load::config(&args.engine);
         let config = EngineConfig { max_queue: max_queue.max(config.max_queue), ..config };
-        let engine = load::start(&source, &config, common)?;
+        let engine = load::start(&source, &config, None, common)?;
         let model = match &args.random_weights {
             Some(name) => format!("{name} (random weights)"),
             None => engine.model_name().to_owned(),

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use strand_engine::context::ReusePolicy;
+use strand_engine::context::{Chunk, ChunkKind, Context, Conversation, ReusePolicy};
 use strand_engine::{ChunkId, Error, Event, Request, Reuse, Segment};
 
 use super::statistics::quantile;
@@ -90,16 +90,20 @@ fn chunk_id(tokens: &[u32]) -> ChunkId {
 
 /// The chunks as they stand before the question.
 fn arrange(chunks: &[Vec<u32>], policy: ReusePolicy, scene: Scene) -> Vec<Segment> {
-    let mut segments: Vec<Segment> = chunks
-        .iter()
-        .map(|tokens| Segment { chunk: Some(chunk_id(tokens)), ..policy.segment(tokens.clone()) })
-        .collect();
-    match scene {
-        Scene::Cold | Scene::Resident => {}
-        Scene::OneOff => drop(segments.remove(0)),
-        Scene::Reversed => segments.reverse(),
+    let mut context = Context::new(policy, Conversation::default(), Vec::new());
+    let mut order: Vec<&Vec<u32>> = chunks.iter().collect();
+    if scene == Scene::Reversed {
+        order.reverse();
     }
-    segments
+    for tokens in order {
+        let (name, text, kind) = (String::new(), String::new(), ChunkKind::File);
+        let chunk = Chunk { id: chunk_id(tokens), name, kind, text, ids: tokens.clone() };
+        context.load(chunk, true);
+    }
+    if scene == Scene::OneOff {
+        context.set_active(0, false);
+    }
+    context.chunk_segments()
 }
 
 /// Leaves the pool with what the scene takes for granted: nothing, or the chunks in their order.

@@ -4,6 +4,7 @@
 //! only read lines, and `screen` only shows what came of them. A line that fails changes nothing.
 
 mod commands;
+mod keeper;
 mod piped;
 mod screen;
 mod terminal;
@@ -12,23 +13,28 @@ mod thinking;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use strand_engine::context::{Context, Conversation, Prompt};
-use strand_engine::{EngineHandle, Request};
+use strand_engine::store::{Codec, Store};
+use strand_engine::{EngineHandle, Request, Restore, Reuse, Segment, TiersOf};
 use strand_models::{ChatTemplate, Tokenizer};
 
 use crate::answer::{self, Answer};
 use crate::args::{ChatArgs, CommonArgs, SamplingArgs};
 use crate::interrupt::Interrupt;
-use crate::{Outcome, UsageError, date, load, sampling};
+use crate::{Outcome, UsageError, data_dir, date, load, sampling};
 use commands::Command;
+use keeper::Keeper;
 use screen::{Mode, Screen};
 
 pub fn run(args: ChatArgs, common: &CommonArgs, interrupt: &Interrupt) -> Result<Outcome> {
     sampling::check(&args.sampling)?;
-    let engine =
-        load::start(&load::source(args.model.as_deref())?, &load::config(&args.engine), common)?;
-    let mut chat = Chat::new(engine, args, interrupt.clone())?;
+    let source = load::source(args.model.as_deref())?;
+    let store = open_store(&args, common)?;
+    // the engine's threads have doors of their own
+    let engines = store.as_ref().ok().map(Store::another).transpose()?;
+    let engine = load::start(&source, &load::config(&args.engine), engines, common)?;
+    let mut chat = Chat::new(engine, store, args, interrupt.clone())?;
     let in_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     match (common.json, in_terminal) {
         (true, _) => piped::run(&mut chat, Mode::Json),
@@ -37,11 +43,24 @@ pub fn run(args: ChatArgs, common: &CommonArgs, interrupt: &Interrupt) -> Result
     }
 }
 
+/// Where chunks and contexts are kept, or why they are not. A context that is to be kept needs it.
+fn open_store(args: &ChatArgs, common: &CommonArgs) -> Result<Result<Store, String>> {
+    match &args.context {
+        Some(name) => data_dir::open_store(common)
+            .map(Ok)
+            .map_err(|reason| anyhow!("cannot keep the context {name}: {reason}")),
+        None => Ok(data_dir::open_store_or_tell(common)),
+    }
+}
+
 /// A conversation with a running model.
 struct Chat {
     engine: EngineHandle,
     context: Context,
+    keeper: Keeper,
     sampling: SamplingArgs,
+    restore: Restore,
+    codec: Codec,
     /// Of the first answer; every further one adds one.
     seed: u64,
     interrupt: Interrupt,
@@ -52,8 +71,7 @@ struct Chat {
 #[derive(Debug, Clone, Copy, Default)]
 struct Totals {
     answers: u64,
-    reused_tokens: usize,
-    encoded_tokens: usize,
+    reuse: Reuse,
     generated_tokens: usize,
     /// Tokens after the first of each answer, and the time they took.
     decoded_tokens: usize,
@@ -63,7 +81,12 @@ struct Totals {
 }
 
 impl Chat {
-    fn new(engine: EngineHandle, args: ChatArgs, interrupt: Interrupt) -> Result<Self> {
+    fn new(
+        engine: EngineHandle,
+        store: Result<Store, String>,
+        args: ChatArgs,
+        interrupt: Interrupt,
+    ) -> Result<Self> {
         let name = engine.model_name();
         if engine.tokenizer().is_none() {
             bail!("{name} has no tokenizer, which chat needs; try generate --prompt-ids");
@@ -71,14 +94,26 @@ impl Chat {
         if engine.chat_template().is_none() {
             bail!("{name} has no chat template, which chat needs; try generate");
         }
-        let mut conversation = Conversation::new(date::today());
-        conversation.set_system(args.system);
-        let seed = args.sampling.seed.unwrap_or_else(sampling::any_seed);
-        let (sampling, totals) = (args.sampling, Totals::default());
         let (template, tokenizer) = language(&engine);
         let anchor = Context::anchor_of(template, tokenizer)?;
-        let context = Context::new(args.reuse.policy(engine.training()), conversation, anchor);
-        Ok(Self { engine, context, sampling, seed, interrupt, totals })
+        let (policy, today) = (args.reuse.policy(engine.training()), date::today());
+        let mut context = Context::new(policy, Conversation::new(today), anchor);
+        context.blend_tokens = args.reuse.blend_tokens;
+        let mut keeper = Keeper::new(store, args.context);
+        if let Some(kept) = keeper.kept_context()? {
+            context.resume(kept, template, tokenizer)?;
+            // what is asked for now wins over what was kept
+            if let Some(policy) = args.reuse.reuse.filter(|policy| *policy != context.policy()) {
+                context.set_policy(policy);
+            }
+        }
+        if args.system.is_some() {
+            context.conversation.set_system(args.system);
+        }
+        let seed = args.sampling.seed.unwrap_or_else(sampling::any_seed);
+        let (sampling, restore, codec) = (args.sampling, args.reuse.restore, args.engine.kv_codec);
+        let totals = Totals::default();
+        Ok(Self { engine, context, keeper, sampling, restore, codec, seed, interrupt, totals })
     }
 
     /// The model's template and tokenizer.
@@ -86,17 +121,35 @@ impl Chat {
         language(&self.engine)
     }
 
-    /// Computes a chunk's KV; what of it is in the pool is not computed again.
-    fn encode(&self, index: usize) -> Result<()> {
-        let request = self.context.encode(index);
-        answer::ask(&self.engine, request, &self.interrupt, &mut |_| Ok(()))?;
-        Ok(())
+    /// Asks for lossy KV where it is written too.
+    fn allows_lossy(&self) -> bool {
+        self.codec == Codec::Int8
     }
 
-    /// True when all of a chunk's KV is in the pool.
-    fn is_resident(&self, index: usize) -> Result<bool> {
-        let place = self.context.segments_to(index).len() - 1;
-        Ok(self.engine.residency(self.context.segments_to(index))?[place].device)
+    /// Brings a chunk's KV into the pool, from another tier or by computing it; what of it is
+    /// there is left.
+    fn encode(&self, index: usize, restore: Restore) -> Result<Reuse> {
+        let allow_lossy = self.allows_lossy();
+        let request = Request { restore, allow_lossy, ..self.context.encode(index) };
+        let guard = self.interrupt.answering();
+        let answer = answer::ask(&self.engine, request, &self.interrupt, &mut |_| Ok(()))?;
+        drop(guard);
+        answer.reuse.ok_or_else(|| anyhow!("ended by Ctrl-C; the context is unchanged"))
+    }
+
+    /// Where the last segment of a prompt has its KV.
+    fn tiers(&self, prompt: Vec<Segment>) -> Result<TiersOf> {
+        let tiers = self.engine.residency(prompt, self.codec.variant())?;
+        Ok(*tiers.last().expect("a prompt has segments"))
+    }
+
+    /// Where all chunks have their KV, in one question.
+    fn all_tiers(&self) -> Result<Vec<TiersOf>> {
+        if self.context.entries().is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut tiers = self.engine.residency(self.context.all_chunks(), self.codec.variant())?;
+        Ok(tiers.split_off(tiers.len() - self.context.entries().len()))
     }
 
     /// Tokens of the anchor, the active chunks, the system text and the turns.
@@ -110,12 +163,23 @@ impl Chat {
         Ok(prompt.tokens() - prompt.opening.len())
     }
 
-    /// Carries out one line of input and shows what came of it.
+    /// Carries out one line of input, shows what came of it, and keeps the context.
     fn line(&mut self, line: &str, screen: &mut Screen) -> io::Result<Flow> {
         let line = line.trim();
         if line.is_empty() {
             return Ok(Flow::On);
         }
+        let flow = self.run(line, screen)?;
+        match self.keeper.keep(&self.context) {
+            Ok(()) => Ok(flow),
+            Err(error) => {
+                screen.error(None, &error.context("cannot keep the context"))?;
+                Ok(if flow == Flow::Quit { flow } else { Flow::Failed })
+            }
+        }
+    }
+
+    fn run(&mut self, line: &str, screen: &mut Screen) -> io::Result<Flow> {
         let Some(command) = commands::parse(line) else {
             return match self.say(line, screen) {
                 Ok(true) => Ok(Flow::On),
@@ -139,7 +203,7 @@ impl Chat {
 
     /// Asks and shows the answer; false if Ctrl-C ended it.
     fn say(&mut self, text: &str, screen: &mut Screen) -> Result<bool> {
-        self.context.conversation.push_user(text);
+        self.context.say(text);
         let answered = self.answer(screen);
         // An answer that was begun counts as said; a question without one was never asked.
         match &answered {
@@ -155,8 +219,10 @@ impl Chat {
 
     fn answer(&self, screen: &mut Screen) -> Result<(Prompt, Answer)> {
         let prompt = self.prompt()?;
-        if prompt.dropped_turns > 0 {
-            screen.note(&format!("the oldest {} turns no longer fit", prompt.dropped_turns))?;
+        let dropped = prompt.dropped;
+        if dropped.turns > 0 {
+            let (turns, tokens) = (dropped.turns, dropped.tokens);
+            screen.note(&format!("the oldest {turns} turns no longer fit ({tokens} tokens)"))?;
         }
         let seed = self.seed.wrapping_add(self.totals.answers);
         let sampling = SamplingArgs { seed: Some(seed), ..self.sampling.clone() };
@@ -164,6 +230,8 @@ impl Chat {
             prompt: prompt.segments.clone(),
             sampling: sampling::params(&sampling, self.engine.generation_defaults(), seed),
             limits: sampling::limits(&sampling),
+            restore: self.restore,
+            allow_lossy: self.allows_lossy(),
             ..Request::new(Vec::new())
         };
         screen.begin(self.opens_thinking(&prompt));
@@ -196,7 +264,8 @@ impl Chat {
         let blocks_of = |tokens: usize| tokens.div_ceil(plan.block_size);
         loop {
             let prompt = self.context.prompt(template, tokenizer, room)?;
-            let segments = prompt.segments.iter().map(|segment| blocks_of(segment.tokens.len()));
+            let shown = prompt.segments.iter().filter(|segment| segment.num_shown() > 0);
+            let segments = shown.map(|segment| blocks_of(segment.tokens.len()));
             let needed = segments.sum::<usize>() + blocks_of(kept);
             if needed <= plan.num_blocks {
                 return Ok(prompt);
@@ -232,8 +301,13 @@ impl Totals {
     fn add(&mut self, answer: &Answer) {
         self.answers += 1;
         if let Some(reuse) = answer.reuse {
-            self.reused_tokens += reuse.device;
-            self.encoded_tokens += reuse.encoded;
+            self.reuse = Reuse {
+                device: self.reuse.device + reuse.device,
+                host: self.reuse.host + reuse.host,
+                disk: self.reuse.disk + reuse.disk,
+                encoded: self.reuse.encoded + reuse.encoded,
+                recomputed: self.reuse.recomputed + reuse.recomputed,
+            };
         }
         self.generated_tokens += answer.token_ids.len();
         if !answer.timings.decode.is_zero() {

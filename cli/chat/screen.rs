@@ -7,11 +7,12 @@
 use std::io::{self, Write};
 
 use serde_json::json;
+use strand_engine::Exactness;
 use strand_models::Tokenizer;
 
 use super::commands::Report;
 use super::thinking::{Thinking, Voice};
-use crate::answer::Answer;
+use crate::answer::{self, Answer};
 use crate::describe;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,12 +147,15 @@ fn figures(answer: &Answer) -> String {
     };
     let speed = answer.decode_speed();
     let speed = speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"));
+    let approximate = match answer.exactness {
+        Some(Exactness::Approximate) => "; approximate",
+        _ => "",
+    };
     format!(
-        "[{tokens} tokens{speed}, first after {:.0} ms; prompt {}: {} reused, {} encoded]",
+        "[{tokens} tokens{speed}, first after {:.0} ms; prompt {}: {}{approximate}]",
         answer.timings.first_token.as_secs_f64() * 1e3,
         answer.prompt_tokens,
-        reuse.device,
-        reuse.encoded,
+        answer::reuse_text(reuse),
     )
 }
 

@@ -4,6 +4,7 @@
 //! Ctrl-C at the prompt drops the line, twice in a row leaves; Ctrl-D leaves.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -17,11 +18,12 @@ use rustyline::hint::Hinter;
 use rustyline::history::DefaultHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{CompletionType, Config, Context, Editor, Helper};
+use strand_engine::ChunkId;
 
 use super::screen::{Mode, Screen};
 use super::{Chat, Flow, commands};
-use crate::Outcome;
 use crate::args::CommonArgs;
+use crate::{Outcome, data_dir};
 
 pub fn run(chat: &mut Chat, common: &CommonArgs) -> Result<Outcome> {
     eprintln!("strand {} with {}", env!("CARGO_PKG_VERSION"), chat.engine.model_name());
@@ -30,7 +32,8 @@ pub fn run(chat: &mut Chat, common: &CommonArgs) -> Result<Outcome> {
     let config =
         Config::builder().completion_type(CompletionType::List).history_ignore_space(true).build();
     let mut editor = Editor::<Assistant, DefaultHistory>::with_config(config)?;
-    editor.set_helper(Some(Assistant { paths: FilenameCompleter::new(), chunks: Vec::new() }));
+    let (paths, chunks) = (FilenameCompleter::new(), chunk_names(chat));
+    editor.set_helper(Some(Assistant { paths, chunks }));
     let history = open_history(&mut editor, common);
     let colour = colour_wanted();
     let (mut out, mut err) = (io::stdout(), io::stderr());
@@ -64,10 +67,15 @@ pub fn run(chat: &mut Chat, common: &CommonArgs) -> Result<Outcome> {
     }
 }
 
-/// What a chunk can be called: its name, its hash.
+/// What a chunk can be called, here and in the store: its name, its hash.
 fn chunk_names(chat: &Chat) -> Vec<String> {
-    let entries = chat.context.entries().iter();
-    entries.flat_map(|entry| [entry.chunk.name.clone(), entry.chunk.id.short()]).collect()
+    let here = chat.context.entries().iter();
+    let here = here.map(|entry| (entry.chunk.id, entry.chunk.name.clone()));
+    // a store that fails says so where it is needed
+    let kept = chat.keeper.chunks().unwrap_or_default().into_iter();
+    let kept = kept.map(|info| (info.id, info.name));
+    let all: BTreeMap<ChunkId, String> = kept.chain(here).collect();
+    all.into_iter().flat_map(|(id, name)| [name, id.short()]).collect()
 }
 
 /// Reads the history; its path, if more can be written to it.
@@ -75,7 +83,7 @@ fn open_history(
     editor: &mut Editor<Assistant, DefaultHistory>,
     common: &CommonArgs,
 ) -> Option<PathBuf> {
-    let folder = data_dir(common)?;
+    let folder = data_dir::path(common)?;
     let path = folder.join("history");
     let opened = fs::create_dir_all(&folder)
         .map_err(ReadlineError::from)
@@ -87,18 +95,6 @@ fn open_history(
             None
         }
     }
-}
-
-/// `--data-dir`, else `$XDG_DATA_HOME/strand`, else `~/.local/share/strand`.
-fn data_dir(common: &CommonArgs) -> Option<PathBuf> {
-    let variable = |name: &str| env::var_os(name).map(PathBuf::from);
-    let absolute = |path: &PathBuf| path.is_absolute();
-    let asked = common.data_dir.clone();
-    asked.or_else(|| {
-        let data = variable("XDG_DATA_HOME").filter(absolute);
-        let home = || variable("HOME").filter(absolute).map(|home| home.join(".local/share"));
-        Some(data.or_else(home)?.join("strand"))
-    })
 }
 
 /// <https://no-color.org>: any value but the empty one switches colour off.
@@ -147,7 +143,7 @@ impl Completer for Assistant {
     ) -> rustyline::Result<(usize, Vec<Pair>)> {
         let typed = &line[..position];
         let found = complete_command(typed).map(|pairs| (0, pairs));
-        match found.or_else(|| complete_chunk(typed, &self.chunks)) {
+        match found.or_else(|| complete_argument(typed, &self.chunks)) {
             Some(completion) => Ok(completion),
             None => self.paths.complete_path(line, position),
         }
@@ -171,18 +167,26 @@ fn complete_command(typed: &str) -> Option<Vec<Pair>> {
     })
 }
 
-/// Chunks that the last word can still become, and where it starts; `None` for commands that
-/// take none.
-fn complete_chunk(typed: &str, chunks: &[String]) -> Option<(usize, Vec<Pair>)> {
+/// What the last word can still become, and where it starts: a chunk, or a choice of those that
+/// the command names; `None` for commands that take neither.
+fn complete_argument(typed: &str, chunks: &[String]) -> Option<(usize, Vec<Pair>)> {
     let (name, _) = typed.split_once(char::is_whitespace)?;
     let entry = commands::TABLE.iter().find(|entry| entry.name == name)?;
     let start = typed.rfind(char::is_whitespace).map_or(0, |at| at + 1);
-    let pair = |chunk: &String| {
-        let quoted = chunk.contains(char::is_whitespace).then(|| format!("\"{chunk}\""));
-        Pair { display: chunk.clone(), replacement: quoted.unwrap_or(chunk.clone()) }
+    let pair = |text: &str| {
+        let quoted = text.contains(char::is_whitespace).then(|| format!("\"{text}\""));
+        Pair { display: text.to_owned(), replacement: quoted.unwrap_or(text.to_owned()) }
     };
-    let matching = chunks.iter().filter(|chunk| chunk.starts_with(&typed[start..]));
-    entry.arguments.starts_with("<chunk>").then(|| (start, matching.map(pair).collect()))
+    let choices = entry.arguments.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let candidates: Vec<&str> = match choices {
+        Some(choices) => choices.split('|').collect(),
+        None if entry.arguments.starts_with("<chunk") => {
+            chunks.iter().map(String::as_str).collect()
+        }
+        None => return None,
+    };
+    let matching = candidates.into_iter().filter(|text| text.starts_with(&typed[start..]));
+    Some((start, matching.map(pair).collect()))
 }
 
 #[cfg(test)]
@@ -206,12 +210,15 @@ mod tests {
     fn chunks_are_completed_where_a_command_takes_them() {
         let chunks = ["notes.txt", "ba7816bf8f01cfea", "my notes"].map(str::to_owned);
         let complete = |typed: &str| {
-            let (start, pairs) = complete_chunk(typed, &chunks)?;
+            let (start, pairs) = complete_argument(typed, &chunks)?;
             Some((start, pairs.into_iter().map(|pair| pair.replacement).collect::<Vec<_>>()))
         };
         assert_eq!(complete("/activate no"), Some((10, vec!["notes.txt".to_owned()])));
         assert_eq!(complete("/show my"), Some((6, vec!["\"my notes\"".to_owned()])));
         assert_eq!(complete("/deactivate #1 ba").map(|found| found.0), Some(15));
+        assert_eq!(complete("/save no"), Some((6, vec!["notes.txt".to_owned()])));
+        assert_eq!(complete("/policy in"), Some((8, vec!["independent".to_owned()])));
+        assert_eq!(complete("/clear --"), Some((7, vec!["--saved".to_owned()])));
         assert_eq!(complete("/load no"), None);
         assert_eq!(complete("what about no"), None);
     }

@@ -175,6 +175,11 @@ impl Tiers {
     /// Forgets a chunk's KV everywhere. Returns what the host held.
     pub fn erase(&mut self, chunk: ChunkId) -> Vec<KvId> {
         self.disk.retain(|_, of| *of != chunk);
+        self.forget(chunk)
+    }
+
+    /// The same, but for the disk.
+    pub fn forget(&mut self, chunk: ChunkId) -> Vec<KvId> {
         let in_host = self.host.values().filter(|entry| entry.segment.chunk == chunk);
         let gone: Vec<KvId> = in_host.map(|entry| entry.segment.kv).collect();
         for &kv in &gone {

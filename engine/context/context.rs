@@ -9,55 +9,26 @@ use strand_models::{ChatTemplate, Tokenizer};
 
 use super::chunk::Chunk;
 use super::conversation::{Conversation, Prompt};
+use super::policy::{DEFAULT_BLEND_TOKENS, ReusePolicy};
 use crate::ChunkId;
 use crate::error::Error;
-use crate::request::{Request, Segment};
-
-/// What a chunk's KV depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ReusePolicy {
-    /// Every segment before it: classic prefix caching, the reference.
-    #[default]
-    Exact,
-    /// The anchor and itself (block attention): for models trained so.
-    Independent,
-}
-
-impl ReusePolicy {
-    pub const ALL: [Self; 2] = [Self::Exact, Self::Independent];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::Independent => "independent",
-        }
-    }
-
-    /// A chunk's tokens as a segment that sees what the policy lets it see.
-    pub fn segment(self, tokens: Vec<u32>) -> Segment {
-        match self {
-            Self::Exact => Segment::new(tokens),
-            Self::Independent => Segment::independent(tokens),
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|policy| policy.as_str() == text)
-    }
-}
 
 /// A chunk in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub chunk: Chunk,
     pub active: bool,
+    /// Under `mask`, the chunks that were active when it was loaded; `None`: those active now.
+    pub seen: Option<Vec<ChunkId>>,
 }
 
 /// Chunks, policy and conversation.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Context {
     entries: Vec<Entry>,
-    pub policy: ReusePolicy,
+    policy: ReusePolicy,
+    /// Under `blend`, so many rows of a chunk are computed again.
+    pub blend_tokens: usize,
     pub conversation: Conversation,
     /// Tokens that every prompt of the model's template starts with.
     anchor: Vec<u32>,
@@ -75,7 +46,8 @@ const SHORTEST_PREFIX: usize = 4;
 
 impl Context {
     pub fn new(policy: ReusePolicy, conversation: Conversation, anchor: Vec<u32>) -> Self {
-        Self { entries: Vec::new(), policy, conversation, anchor }
+        let blend_tokens = DEFAULT_BLEND_TOKENS;
+        Self { entries: Vec::new(), policy, blend_tokens, conversation, anchor }
     }
 
     /// The anchor of a template: what stands first in any conversation, if it is BOS.
@@ -95,6 +67,24 @@ impl Context {
         &self.anchor
     }
 
+    pub fn policy(&self) -> ReusePolicy {
+        self.policy
+    }
+
+    /// Chooses what KV depends on. Under `mask`, all that is there has seen what is active now.
+    pub fn set_policy(&mut self, policy: ReusePolicy) {
+        self.policy = policy;
+        let seen = (policy == ReusePolicy::Mask).then(|| self.active_ids());
+        self.entries.iter_mut().for_each(|entry| entry.seen = seen.clone());
+        self.conversation.turns_mut().iter_mut().for_each(|turn| turn.seen = seen.clone());
+    }
+
+    /// The active chunks, in order.
+    pub(super) fn active_ids(&self) -> Vec<ChunkId> {
+        let active = self.entries.iter().filter(|entry| entry.active);
+        active.map(|entry| entry.chunk.id).collect()
+    }
+
     /// Adds a chunk behind the others. Content that is there keeps its name and place.
     pub fn load(&mut self, chunk: Chunk, active: bool) -> Loaded {
         let there = self.entries.iter().position(|entry| entry.chunk.id == chunk.id);
@@ -102,8 +92,23 @@ impl Context {
             self.entries[index].active |= active;
             return Loaded::Already(index);
         }
-        self.entries.push(Entry { chunk, active });
+        let seen = (self.policy == ReusePolicy::Mask).then(|| self.active_ids());
+        self.push(Entry { chunk, active, seen });
         Loaded::New(self.entries.len() - 1)
+    }
+
+    /// Adds a chunk, which is not there yet, as it was.
+    pub fn push(&mut self, entry: Entry) {
+        self.entries.push(entry);
+    }
+
+    /// The user says something, with the chunks that are active now in view.
+    pub fn say(&mut self, text: impl Into<String>) {
+        self.conversation.push_user(text);
+        if self.policy == ReusePolicy::Mask {
+            let seen = self.active_ids();
+            self.conversation.turns_mut().last_mut().expect("just pushed").seen = Some(seen);
+        }
     }
 
     /// Finds a chunk by a prefix of its hash, its name, or `#n` counted from 1.
@@ -117,10 +122,9 @@ impl Context {
         if let Some(index) = named {
             return Ok(index);
         }
-        let prefix = text.to_ascii_lowercase();
-        let is_prefix = prefix.len() >= SHORTEST_PREFIX;
+        let digits = text.as_bytes();
         let matches: Vec<usize> = (0..self.entries.len())
-            .filter(|&n| is_prefix && self.id(n).to_string().starts_with(&prefix))
+            .filter(|&n| digits.len() >= SHORTEST_PREFIX && self.id(n).starts_with(digits))
             .collect();
         match matches[..] {
             [] => Err(unknown()),
@@ -141,14 +145,25 @@ impl Context {
         self.entries[index].active = active;
     }
 
-    /// Forgets a chunk.
+    /// Forgets a chunk, and that anything saw it.
     pub fn remove(&mut self, index: usize) -> Chunk {
-        self.entries.remove(index).chunk
+        let chunk = self.entries.remove(index).chunk;
+        for seen in self.all_seen() {
+            seen.retain(|&other| other != chunk.id);
+        }
+        chunk
     }
 
     /// Forgets all chunks.
     pub fn clear(&mut self) {
         self.entries.clear();
+        self.all_seen().for_each(Vec::clear);
+    }
+
+    fn all_seen(&mut self) -> impl Iterator<Item = &mut Vec<ChunkId>> {
+        let of_chunks = self.entries.iter_mut().filter_map(|entry| entry.seen.as_mut());
+        let turns = self.conversation.turns_mut().iter_mut();
+        of_chunks.chain(turns.filter_map(|turn| turn.seen.as_mut()))
     }
 
     /// Tokens of the active chunks.
@@ -156,17 +171,21 @@ impl Context {
         self.entries.iter().filter(|entry| entry.active).map(|entry| entry.chunk.ids.len()).sum()
     }
 
-    /// First and last position of a chunk in the active layout; `None` while it is inactive.
-    pub fn position(&self, index: usize) -> Option<(usize, usize)> {
-        let entry = &self.entries[index];
-        let before = self.entries[..index].iter().filter(|entry| entry.active);
-        let first: usize =
-            self.anchor.len() + before.map(|entry| entry.chunk.ids.len()).sum::<usize>();
-        entry.active.then(|| (first, first + entry.chunk.ids.len() - 1))
+    /// First and last position of each chunk in the active layout; `None` while it is inactive.
+    pub fn positions(&self) -> Vec<Option<(usize, usize)>> {
+        let mut next = self.anchor.len();
+        let mut place = |entry: &Entry| {
+            let first = next;
+            entry.active.then(|| {
+                next += entry.chunk.ids.len();
+                (first, next - 1)
+            })
+        };
+        self.entries.iter().map(&mut place).collect()
     }
 
-    /// The prompt for the next answer, in at most `room` tokens. Turns may be dropped, chunks
-    /// never are.
+    /// The prompt for the next answer, in at most `room` tokens: active chunks, system text and
+    /// the newest turns. The oldest ones are left out where they don't fit, chunks never are.
     pub fn prompt(
         &self,
         template: &ChatTemplate,
@@ -174,51 +193,16 @@ impl Context {
         room: usize,
     ) -> Result<Prompt, Error> {
         let chunks = self.active_tokens();
-        if chunks >= room {
-            return Err(Error::ChunksTooLong { chunks, room });
-        }
-        let mut prompt = self.conversation.prompt(template, tokenizer, room - chunks)?;
-        let anchors = usize::from(prompt.segments.first().is_some_and(|first| first.is_anchor));
-        let active = self.entries.iter().filter(|entry| entry.active);
-        let segments = active.map(|entry| self.segment(&entry.chunk));
-        prompt.segments.splice(anchors..anchors, segments);
-        Ok(prompt)
-    }
-
-    fn segment(&self, chunk: &Chunk) -> Segment {
-        Segment { chunk: Some(chunk.id), ..self.policy.segment(chunk.ids.clone()) }
-    }
-
-    /// What stands before a chunk's end in a prompt that encodes it now: the anchor, the active
-    /// chunks before it, the chunk.
-    pub fn segments_to(&self, index: usize) -> Vec<Segment> {
-        let mut segments = Vec::new();
-        if !self.anchor.is_empty() {
-            segments.push(Segment::anchor(self.anchor.clone()));
-        }
-        if self.policy == ReusePolicy::Exact {
-            let before = self.entries[..index].iter().filter(|entry| entry.active);
-            segments.extend(before.map(|entry| self.segment(&entry.chunk)));
-        }
-        segments.push(self.segment(&self.entries[index].chunk));
-        segments
-    }
-
-    /// A request that leaves a chunk's KV in the pool. One row is computed behind the chunk, so
-    /// that its last block is complete too.
-    pub fn encode(&self, index: usize) -> Request {
-        let mut segments = self.segments_to(index);
-        let last = *segments.last().and_then(|chunk| chunk.tokens.last()).expect("not empty");
-        segments.push(Segment::new(vec![last]));
-        let mut request = Request::new(Vec::new());
-        request.prompt = segments;
-        request.limits.max_tokens = Some(1);
-        request
+        let rendered = self.conversation.render(template, tokenizer, chunks, room)?;
+        let (opening, dropped) = (rendered.opening(), rendered.dropped);
+        Ok(Prompt { segments: self.place(rendered), opening, dropped })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use strand_models::{ModelFiles, ModelSource};
+
     use super::super::chunk::ChunkKind;
     use super::*;
 
@@ -243,10 +227,9 @@ mod tests {
     #[test]
     fn positions_close_up_when_a_chunk_is_switched_off() {
         let mut context = context();
-        let positions = |context: &Context| [0, 1, 2].map(|n| context.position(n));
-        assert_eq!(positions(&context), [Some((1, 10)), Some((11, 15)), Some((16, 18))]);
+        assert_eq!(context.positions(), [Some((1, 10)), Some((11, 15)), Some((16, 18))]);
         context.set_active(1, false);
-        assert_eq!(positions(&context), [Some((1, 10)), None, Some((11, 13))]);
+        assert_eq!(context.positions(), [Some((1, 10)), None, Some((11, 13))]);
         assert_eq!(context.active_tokens(), 13);
     }
 
@@ -274,14 +257,34 @@ mod tests {
     }
 
     #[test]
-    fn encoding_under_exact_stands_behind_the_active_chunks_before_it() {
-        let mut context = context();
-        context.set_active(0, false);
-        let lens = |context: &Context| -> Vec<usize> {
-            context.segments_to(2).iter().map(|segment| segment.tokens.len()).collect()
-        };
-        assert_eq!(lens(&context), [1, 5, 3]);
-        context.policy = ReusePolicy::Independent;
-        assert_eq!(lens(&context), [1, 3]);
+    fn what_does_not_fit_beside_the_chunks_is_told_with_all_sizes() {
+        let files = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
+        let template = files.chat_template.expect("it has one");
+        let tokenizer = files.tokenizer.expect("it has one");
+        let mut context = Context::new(ReusePolicy::Exact, Conversation::default(), Vec::new());
+        context.load(chunk("a", 100), true);
+        context.load(chunk("b", 50), false);
+        context.conversation.set_system(Some("Be brief.".into()));
+        for text in ["One?", "Two?", "Three?"] {
+            context.say(text);
+            context.conversation.push_answer(&[], &[], "Yes.");
+        }
+        context.say("Four?");
+        let prompt = |room| context.prompt(&template, &tokenizer, room);
+        let all = prompt(usize::MAX).expect("it fits").tokens();
+        let fewer = prompt(all - 1).expect("turns go first");
+        assert_eq!(fewer.dropped.turns, 2);
+        assert_eq!(fewer.dropped.tokens + fewer.tokens(), all);
+        assert_eq!(fewer.segments[0].tokens.len(), 100, "chunks stay");
+        for room in [0, 99, 100, 110] {
+            let Err(Error::ContextTooLong { chunks, header, message, room: told }) = prompt(room)
+            else {
+                panic!("nothing fits into {room}")
+            };
+            assert_eq!((chunks, told), (100, room));
+            let least = prompt(chunks + header + message).expect("that is what is needed");
+            assert_eq!((least.dropped.turns, least.tokens()), (6, chunks + header + message));
+            assert!(prompt(chunks + header + message - 1).is_err());
+        }
     }
 }

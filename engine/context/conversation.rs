@@ -11,6 +11,7 @@ use strand_models::{
     ChatTemplate, Conversation as Messages, Message, SegmentKind, TemplateSegment, Tokenizer,
 };
 
+use crate::ChunkId;
 use crate::error::Error;
 use crate::request::Segment;
 
@@ -21,6 +22,12 @@ pub enum Role {
 }
 
 impl Role {
+    pub const ALL: [Self; 2] = [Self::User, Self::Assistant];
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == text)
+    }
+
     /// As templates spell it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -36,7 +43,9 @@ pub struct Turn {
     pub role: Role,
     pub text: String,
     /// Of an answer made here: what opened it and what was generated.
-    ids: Vec<u32>,
+    pub ids: Vec<u32>,
+    /// Under `mask`, the chunks that were active when it was said; `None`: those active now.
+    pub seen: Option<Vec<ChunkId>>,
 }
 
 /// System text and turns.
@@ -54,13 +63,46 @@ pub struct Prompt {
     pub segments: Vec<Segment>,
     /// The tokens that open the answer, the last of the prompt.
     pub opening: Vec<u32>,
-    /// How many of the oldest turns are left out.
-    pub dropped_turns: usize,
+    pub dropped: Dropped,
+}
+
+/// The oldest turns, left out of a prompt because the room is too small.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Dropped {
+    pub turns: usize,
+    pub tokens: usize,
 }
 
 impl Prompt {
+    /// Tokens that the answer sees.
     pub fn tokens(&self) -> usize {
-        self.segments.iter().map(|segment| segment.tokens.len()).sum()
+        self.segments.iter().map(Segment::num_shown).sum()
+    }
+}
+
+/// A conversation cut into its segments, and what of it was left out.
+pub(super) struct Rendered {
+    pub segments: Vec<TemplateSegment>,
+    pub dropped: Dropped,
+}
+
+impl Rendered {
+    /// The last message that each segment holds, as an index into all turns: the first for what
+    /// stands before them, one past them for what opens the answer.
+    pub fn turns_of<'a>(&'a self, talk: &'a Conversation) -> impl Iterator<Item = usize> + 'a {
+        let first = usize::from(talk.system.is_some());
+        self.segments.iter().map(move |segment| match segment.kind {
+            SegmentKind::Anchor | SegmentKind::Header => 0,
+            SegmentKind::Turn => self.dropped.turns + segment.messages.end - 1 - first,
+            SegmentKind::GenerationPrompt => talk.turns.len(),
+        })
+    }
+
+    /// The tokens that open the answer.
+    pub fn opening(&self) -> Vec<u32> {
+        let last = self.segments.last();
+        let last = last.filter(|last| last.kind == SegmentKind::GenerationPrompt);
+        last.map_or(Vec::new(), |last| last.ids.clone())
     }
 }
 
@@ -84,13 +126,21 @@ impl Conversation {
     }
 
     pub fn push_user(&mut self, text: impl Into<String>) {
-        self.turns.push(Turn { role: Role::User, text: text.into(), ids: Vec::new() });
+        let (text, ids) = (text.into(), Vec::new());
+        self.turns.push(Turn { role: Role::User, text, ids, seen: None });
     }
 
-    /// Adds the answer to [`Prompt`]: what opened it, its ids, its text.
+    /// Adds the answer to [`Prompt`]: what opened it, its ids, its text. It saw what its question
+    /// saw.
     pub fn push_answer(&mut self, opening: &[u32], ids: &[u32], text: impl Into<String>) {
-        let ids = [opening, ids].concat();
-        self.turns.push(Turn { role: Role::Assistant, text: text.into(), ids });
+        let (text, ids) = (text.into(), [opening, ids].concat());
+        let seen = self.turns.last().and_then(|question| question.seen.clone());
+        self.turns.push(Turn { role: Role::Assistant, text, ids, seen });
+    }
+
+    /// Adds a turn as it was.
+    pub fn push(&mut self, turn: Turn) {
+        self.turns.push(turn);
     }
 
     /// Takes the last turn back.
@@ -103,6 +153,10 @@ impl Conversation {
         self.turns.clear();
     }
 
+    pub(super) fn turns_mut(&mut self) -> &mut [Turn] {
+        &mut self.turns
+    }
+
     /// The prompt for the next answer, in at most `room` tokens.
     pub fn prompt(
         &self,
@@ -110,22 +164,40 @@ impl Conversation {
         tokenizer: &Tokenizer,
         room: usize,
     ) -> Result<Prompt, Error> {
-        let mut dropped = 0;
+        let rendered = self.render(template, tokenizer, 0, room)?;
+        let (opening, dropped) = (rendered.opening(), rendered.dropped);
+        let segments = rendered.segments.into_iter().map(into_segment).collect();
+        Ok(Prompt { segments, opening, dropped })
+    }
+
+    /// The newest turns that fit, with `chunks` tokens beside them, into `room`.
+    pub(super) fn render(
+        &self,
+        template: &ChatTemplate,
+        tokenizer: &Tokenizer,
+        chunks: usize,
+        room: usize,
+    ) -> Result<Rendered, Error> {
+        let (mut turns, mut whole) = (0, None);
         loop {
-            let rest = &self.turns[dropped..];
+            let rest = &self.turns[turns..];
             let segments = self.segments(rest, template, tokenizer)?;
             let tokens: usize = segments.iter().map(|segment| segment.ids.len()).sum();
-            if tokens <= room {
-                return Ok(into_prompt(segments, dropped));
-            }
+            // a template may write more where less was said: nothing is dropped then
+            let tokens_dropped = whole.get_or_insert(tokens).saturating_sub(tokens);
+            let dropped = Dropped { turns, tokens: tokens_dropped };
+            let Some(excess) = (chunks + tokens).checked_sub(room).filter(|&excess| excess > 0)
+            else {
+                return Ok(Rendered { segments, dropped });
+            };
             let sizes = turn_sizes(&segments, rest, usize::from(self.system.is_some()));
-            let Some(more) = oldest_to_drop(&sizes, tokens - room) else {
+            let Some(more) = oldest_to_drop(&sizes, excess) else {
                 let last = sizes.iter().rposition(|turn| turn.0 == Role::User).unwrap_or(0);
                 let message: usize = sizes[last..].iter().map(|turn| turn.1).sum();
-                let turns: usize = sizes.iter().map(|turn| turn.1).sum();
-                return Err(Error::ConversationTooLong { header: tokens - turns, message, room });
+                let header = tokens - sizes.iter().map(|turn| turn.1).sum::<usize>();
+                return Err(Error::ContextTooLong { chunks, header, message, room });
             };
-            dropped += more;
+            turns += more;
         }
     }
 
@@ -159,16 +231,11 @@ impl Conversation {
     }
 }
 
-fn into_prompt(segments: Vec<TemplateSegment>, dropped_turns: usize) -> Prompt {
-    let opening = match segments.last() {
-        Some(last) if last.kind == SegmentKind::GenerationPrompt => last.ids.clone(),
-        _ => Vec::new(),
-    };
-    let segment = |segment: TemplateSegment| match segment.kind {
+pub(super) fn into_segment(segment: TemplateSegment) -> Segment {
+    match segment.kind {
         SegmentKind::Anchor => Segment::anchor(segment.ids),
         _ => Segment::new(segment.ids),
-    };
-    Prompt { segments: segments.into_iter().map(segment).collect(), opening, dropped_turns }
+    }
 }
 
 /// Tokens of each turn; those of a segment that holds several count for its first.
@@ -303,7 +370,7 @@ mod tests {
         ];
         assert_eq!(texts, expected);
         assert_eq!(prompt.opening, prompt.segments[4].tokens);
-        assert_eq!(prompt.dropped_turns, 0);
+        assert_eq!(prompt.dropped, Dropped::default());
     }
 
     #[test]
@@ -316,8 +383,10 @@ mod tests {
         for room in (least.tokens()..=all).rev() {
             let prompt = talk.prompt(&template, &tokenizer, room).unwrap();
             assert!(prompt.tokens() <= room);
-            assert!(prompt.dropped_turns >= dropped && prompt.dropped_turns.is_multiple_of(2));
-            dropped = prompt.dropped_turns;
+            let Dropped { turns, tokens } = prompt.dropped;
+            assert!(turns >= dropped && turns.is_multiple_of(2));
+            assert_eq!(tokens + prompt.tokens(), all);
+            dropped = turns;
         }
         assert_eq!(dropped, 10);
         assert_eq!(
@@ -325,8 +394,11 @@ mod tests {
             least.segments
         );
         let error = talk.prompt(&template, &tokenizer, least.tokens() - 1).unwrap_err();
-        let Error::ConversationTooLong { header, message, room } = error else { panic!("{error}") };
+        let Error::ContextTooLong { chunks, header, message, room } = error else {
+            panic!("{error}")
+        };
         assert_eq!((header + message, room), (least.tokens(), least.tokens() - 1));
+        assert_eq!(chunks, 0);
     }
 
     #[test]

@@ -7,8 +7,13 @@ mod chunk;
 #[expect(clippy::module_inception, reason = "a context is what this folder is named after")]
 mod context;
 mod conversation;
+mod kept;
+mod placement;
+mod policy;
 
 pub use crate::ChunkId;
 pub use chunk::{Chunk, ChunkKind};
-pub use context::{Context, Entry, Loaded, ReusePolicy};
-pub use conversation::{Conversation, Prompt, Role, Turn};
+pub use context::{Context, Entry, Loaded};
+pub use conversation::{Conversation, Dropped, Prompt, Role, Turn};
+pub use kept::KeptContext;
+pub use policy::{DEFAULT_BLEND_TOKENS, ReusePolicy};

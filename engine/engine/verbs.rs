@@ -30,10 +30,15 @@ pub struct Erased {
 }
 
 impl<R: Runner> Engine<R> {
-    /// Where each segment of a prompt has its KV.
-    pub fn residency(&self, prompt: Vec<Segment>) -> Result<Vec<TiersOf>, Error> {
+    /// Where each segment of a prompt has its KV. Lossy KV counts where `accepted` is lossy and
+    /// there is no other.
+    pub fn residency(
+        &self,
+        prompt: Vec<Segment>,
+        accepted: KvVariant,
+    ) -> Result<Vec<TiersOf>, Error> {
         let count = prompt.len();
-        let mut sequence = self.probe(prompt)?;
+        let mut sequence = self.probe(prompt, accepted)?;
         let mut tiers = self.scheduler.residency(&mut sequence);
         tiers.truncate(count);
         Ok(tiers)
@@ -44,7 +49,7 @@ impl<R: Runner> Engine<R> {
         if !self.tiering.has_disk() {
             return Err(Error::NoStore { reason: "there is no data folder".into() });
         }
-        let segment = self.last_chunk(prompt)?;
+        let segment = self.last_chunk(prompt, KvVariant::Lossless)?;
         let data = match self.tiering.get(segment.kv) {
             Some(data) => data.clone(),
             None => Arc::new(self.gather(&segment)?),
@@ -59,8 +64,8 @@ impl<R: Runner> Engine<R> {
     }
 
     /// Moves the KV of a prompt's last segment from the pool to the host.
-    pub fn unload(&mut self, prompt: Vec<Segment>) -> Result<Unloaded, Error> {
-        let segment = self.last_chunk(prompt)?;
+    pub fn unload(&mut self, prompt: Vec<Segment>, accepted: KvVariant) -> Result<Unloaded, Error> {
+        let segment = self.last_chunk(prompt, accepted)?;
         let bytes = segment.tokens.len() as u64 * self.plan.token_bytes();
         if !self.scheduler.tiers().in_host(segment.kv) {
             if !self.scheduler.tiers().has_room(bytes) {
@@ -85,6 +90,13 @@ impl<R: Runner> Engine<R> {
             }
         }
         (Erased { blocks }, ticket)
+    }
+
+    /// Makes a chunk's KV unfindable in the pool and the host; files stay.
+    pub fn forget(&mut self, chunk: ChunkId) -> Erased {
+        let (blocks, in_host) = self.scheduler.forget(chunk);
+        in_host.into_iter().for_each(|kv| self.tiering.remove(kv));
+        Erased { blocks }
     }
 
     /// What the disk is to do, in order.
@@ -155,15 +167,19 @@ impl<R: Runner> Engine<R> {
     }
 
     /// The KV that a prompt's last segment, a chunk, has or would have.
-    fn last_chunk(&self, prompt: Vec<Segment>) -> Result<Arc<KvSegment>, Error> {
+    fn last_chunk(
+        &self,
+        prompt: Vec<Segment>,
+        accepted: KvVariant,
+    ) -> Result<Arc<KvSegment>, Error> {
         let last = prompt.len().checked_sub(1).ok_or(Error::EmptyPrompt)?;
-        let sequence = self.probe(prompt)?;
+        let sequence = self.probe(prompt, accepted)?;
         let named = sequence.kv(last as u16).cloned();
         named.ok_or_else(|| Error::NoKv { chunk: "of no name".into() })
     }
 
     /// A sequence that is never run. A token behind the prompt ends its last segment.
-    fn probe(&self, mut prompt: Vec<Segment>) -> Result<Sequence, Error> {
+    fn probe(&self, mut prompt: Vec<Segment>, accepted: KvVariant) -> Result<Sequence, Error> {
         if prompt.iter().any(|segment| segment.tokens.is_empty()) {
             return Err(Error::EmptyPrompt);
         }
@@ -174,6 +190,9 @@ impl<R: Runner> Engine<R> {
         let roots = Roots::new(&self.identity, &request);
         let id = SequenceId(u64::MAX); // named nowhere
         let rules = Arc::new(Rules::default());
+        if accepted == KvVariant::Int8 {
+            request = self.with_lossy(&request, &rules, &roots);
+        }
         Ok(Sequence::new(id, 0, &request, &rules, &roots, self.plan.block_size))
     }
 

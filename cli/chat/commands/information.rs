@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{Report, TABLE};
+use crate::answer::{reuse_json, reuse_text};
 use crate::byte_size;
 use crate::chat::Chat;
 
@@ -11,16 +12,14 @@ pub fn stats(chat: &Chat) -> Result<Report> {
     let (engine, plan, totals) = (chat.engine.stats()?, chat.engine.plan(), &chat.totals);
     let seconds = totals.decode_time.as_secs_f64();
     let speed = (seconds > 0.0).then(|| totals.decoded_tokens as f64 / seconds);
-    let prompts = totals.reused_tokens + totals.encoded_tokens;
+    let reuse = totals.reuse;
+    let prompts = reuse.cached() + reuse.encoded + reuse.recomputed;
     let in_use = engine.blocks - engine.blocks_free;
     let pool = byte_size::format(engine.blocks as u64 * plan.block_bytes);
     let lines = [
         format!("Answers:   {}", totals.answers),
         format!("Context:   {} of {} tokens", totals.context_tokens, plan.max_model_len),
-        format!(
-            "Prompts:   {prompts} tokens, {} reused, {} encoded",
-            totals.reused_tokens, totals.encoded_tokens
-        ),
+        format!("Prompts:   {prompts} tokens: {}", reuse_text(reuse)),
         format!(
             "Generated: {} tokens{}",
             totals.generated_tokens,
@@ -30,18 +29,24 @@ pub fn stats(chat: &Chat) -> Result<Report> {
             "KV pool:   {} blocks ({pool}), {in_use} in use, {} kept for reuse",
             engine.blocks, engine.blocks_idle
         ),
+        format!(
+            "Host:      {} of {}",
+            byte_size::format(engine.host_bytes),
+            byte_size::format(engine.host_budget)
+        ),
     ];
     let facts = json!({
         "answers": totals.answers,
         "context_tokens": totals.context_tokens,
         "max_model_len": plan.max_model_len,
-        "reused_tokens": totals.reused_tokens,
-        "encoded_tokens": totals.encoded_tokens,
+        "reuse": reuse_json(reuse),
         "generated_tokens": totals.generated_tokens,
         "decode_tokens_per_second": speed,
         "blocks": engine.blocks,
         "blocks_in_use": in_use,
         "blocks_idle": engine.blocks_idle,
+        "host_bytes": engine.host_bytes,
+        "host_budget": engine.host_budget,
     });
     Ok(Report::new("/stats", lines.join("\n"), facts))
 }

@@ -6,13 +6,16 @@
 mod chunks;
 mod conversation;
 mod information;
+mod load;
+mod tiers;
 mod words;
 
 use anyhow::{Result, anyhow};
 use serde_json::{Map, Value};
 
 use super::Chat;
-use chunks::Load;
+use load::Load;
+use tiers::Save;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -21,8 +24,19 @@ pub enum Command {
     Activate(Vec<String>),
     Deactivate(Vec<String>),
     Show(String),
+    Populate(String),
+    Compose(Vec<String>),
+    Tag {
+        chunk: String,
+        tag: String,
+    },
+    Save(Save),
+    Unload(String),
+    Restore(String),
     Erase(String),
-    Clear,
+    Clear {
+        saved: bool,
+    },
     /// Shows the policy where none is named.
     Policy(Option<String>),
     /// Empty text removes the system text.
@@ -42,7 +56,7 @@ pub struct Entry {
     pub does: &'static str,
 }
 
-pub const TABLE: [Entry; 15] = [
+pub const TABLE: [Entry; 21] = [
     Entry {
         name: "/load",
         arguments: "<file>...",
@@ -52,11 +66,33 @@ pub const TABLE: [Entry; 15] = [
     Entry { name: "/activate", arguments: "<chunk>...", does: "let answers see chunks" },
     Entry { name: "/deactivate", arguments: "<chunk>...", does: "hide chunks from answers" },
     Entry { name: "/show", arguments: "<chunk>", does: "show a chunk's text and where it is" },
-    Entry { name: "/erase", arguments: "<chunk>", does: "remove a chunk and its KV" },
-    Entry { name: "/clear", arguments: "", does: "remove all chunks and their KV" },
+    Entry { name: "/populate", arguments: "<chunk>", does: "bring a chunk's KV to the device" },
+    Entry {
+        name: "/compose",
+        arguments: "<chunk> <chunk>...",
+        does: "make a chunk of the contents of others",
+    },
+    Entry { name: "/tag", arguments: "<chunk> <tag>", does: "add a tag to a chunk" },
+    Entry {
+        name: "/save",
+        arguments: "<chunk or all>",
+        does: "write text and KV to disk (--codec raw, planes or int8)",
+    },
+    Entry { name: "/unload", arguments: "<chunk>", does: "move a chunk's KV to host memory" },
+    Entry {
+        name: "/restore",
+        arguments: "<chunk>",
+        does: "bring a chunk's KV back from host memory or disk",
+    },
+    Entry { name: "/erase", arguments: "<chunk>", does: "remove a chunk everywhere, disk too" },
+    Entry {
+        name: "/clear",
+        arguments: "[--saved]",
+        does: "remove all chunks (--saved: from disk too)",
+    },
     Entry {
         name: "/policy",
-        arguments: "[exact|independent]",
+        arguments: "[exact|independent|blend|mask]",
         does: "show or set what a chunk's KV depends on",
     },
     Entry {
@@ -108,16 +144,29 @@ fn known(name: &str, rest: &str) -> Result<Command> {
         return Err(usage(entry));
     }
     let words = words::split(rest);
+    let one = |words| only(words).ok_or_else(|| usage(entry));
     Ok(match entry.name {
         "/load" => Command::Load(Load::parse(words).ok_or_else(|| usage(entry))?),
         "/context" => Command::Context,
         "/activate" => Command::Activate(words),
         "/deactivate" => Command::Deactivate(words),
-        "/show" => Command::Show(only(words).ok_or_else(|| usage(entry))?),
-        "/erase" => Command::Erase(only(words).ok_or_else(|| usage(entry))?),
-        "/clear" => Command::Clear,
+        "/show" => Command::Show(one(words)?),
+        "/populate" => Command::Populate(one(words)?),
+        "/compose" if words.len() < 2 => return Err(usage(entry)),
+        "/compose" => Command::Compose(words),
+        "/tag" => {
+            let [chunk, tag] = <[String; 2]>::try_from(words).map_err(|_| usage(entry))?;
+            Command::Tag { chunk, tag }
+        }
+        "/save" => Command::Save(Save::parse(words).ok_or_else(|| usage(entry))?),
+        "/unload" => Command::Unload(one(words)?),
+        "/restore" => Command::Restore(one(words)?),
+        "/erase" => Command::Erase(one(words)?),
+        "/clear" if rest.is_empty() => Command::Clear { saved: false },
+        "/clear" if rest == "--saved" => Command::Clear { saved: true },
+        "/clear" => return Err(usage(entry)),
         "/policy" if rest.is_empty() => Command::Policy(None),
-        "/policy" => Command::Policy(Some(only(words).ok_or_else(|| usage(entry))?)),
+        "/policy" => Command::Policy(Some(one(words)?)),
         "/system" => Command::System(if rest == "\"\"" { "" } else { rest }.to_owned()),
         "/reset" => Command::Reset,
         "/history" => Command::History,
@@ -140,13 +189,19 @@ fn usage(entry: &Entry) -> anyhow::Error {
 impl Command {
     pub(super) fn obey(&self, chat: &mut Chat) -> Result<Report> {
         match self {
-            Self::Load(load) => chunks::load(chat, load),
+            Self::Load(load) => load::load(chat, load),
             Self::Context => chunks::context(chat),
             Self::Activate(names) => chunks::switch(chat, names, true),
             Self::Deactivate(names) => chunks::switch(chat, names, false),
             Self::Show(name) => chunks::show(chat, name),
-            Self::Erase(name) => chunks::erase(chat, name),
-            Self::Clear => chunks::clear(chat),
+            Self::Populate(name) => tiers::populate(chat, name),
+            Self::Compose(names) => load::compose(chat, names),
+            Self::Tag { chunk, tag } => chunks::tag(chat, chunk, tag),
+            Self::Save(save) => tiers::save(chat, save),
+            Self::Unload(name) => tiers::unload(chat, name),
+            Self::Restore(name) => tiers::restore(chat, name),
+            Self::Erase(name) => tiers::erase(chat, name),
+            Self::Clear { saved } => tiers::clear(chat, *saved),
             Self::Policy(name) => chunks::policy(chat, name.as_deref()),
             Self::System(text) => Ok(conversation::system(chat, text)),
             Self::Reset => Ok(conversation::reset(chat)),
@@ -173,7 +228,8 @@ mod tests {
             let line = if entry.arguments.is_empty() {
                 entry.name.to_owned()
             } else {
-                format!("{} something", entry.name)
+                let words = entry.arguments.trim_end_matches("...").replace(" or ", "-");
+                format!("{} {}", entry.name, words.trim_matches(['[', ']']))
             };
             assert!(parsed(&line).is_ok(), "{line}");
         }
@@ -203,5 +259,9 @@ mod tests {
         );
         assert_eq!(parsed("/system").unwrap_err(), "Usage: /system <text>");
         assert_eq!(parsed("/reset now").unwrap_err(), "Usage: /reset");
+        assert_eq!(parsed("/compose a").unwrap_err(), "Usage: /compose <chunk> <chunk>...");
+        assert_eq!(parsed("/tag a").unwrap_err(), "Usage: /tag <chunk> <tag>");
+        assert_eq!(parsed("/clear all").unwrap_err(), "Usage: /clear [--saved]");
+        assert_eq!(parsed("/save a b").unwrap_err(), "Usage: /save <chunk or all>");
     }
 }
