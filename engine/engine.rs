@@ -11,7 +11,9 @@ use std::sync::Arc;
 use strand_models::Tokenizer;
 
 use crate::batch::{Batch, RowOutput, Runner, Sampled};
-use crate::cache::{ChunkId, KvId, KvIdentity, KvVariant, Layout, Tiers, TiersOf};
+use crate::cache::{
+    BlockId, BlockState, ChunkId, KvId, KvIdentity, KvVariant, Layout, Tiers, TiersOf,
+};
 use crate::config::EnginePlan;
 use crate::error::{Error, at_least, at_most};
 use crate::output::OutputText;
@@ -454,6 +456,13 @@ impl<R: Runner> Engine<R> {
         let live: usize = self.requests.values().map(Vec::len).sum();
         assert_eq!(live, self.choices.len());
         assert_eq!(live, self.scheduler.num_waiting() + self.scheduler.num_running());
+    }
+
+    /// Blocks that hold nothing, for tests that poison them.
+    pub fn free_blocks(&self) -> Vec<u32> {
+        let blocks = self.scheduler.blocks();
+        let ids = 0..blocks.num_blocks() as u32;
+        ids.filter(|&id| blocks.state(BlockId(id)) == BlockState::Free).collect()
     }
 
     pub fn runner_mut(&mut self) -> &mut R {

@@ -99,12 +99,36 @@ struct Mask {
     anchor: usize,
     /// Whether a segment sees the anchor and itself alone.
     is_chunk: Vec<bool>,
+    /// Tokens that only their own segment sees.
+    hidden: Vec<bool>,
 }
 
 impl Mask {
+    fn of(prompt: &[Segment], anchor: usize) -> Self {
+        let mut mask = Self { owner: Vec::new(), anchor, is_chunk: Vec::new(), hidden: Vec::new() };
+        for (index, segment) in prompt.iter().enumerate() {
+            mask.owner.extend(segment.tokens.iter().map(|_| index));
+            mask.is_chunk.push(segment.sees == Sees::Anchor);
+            mask.hidden.extend((0..segment.tokens.len()).map(|row| row < segment.hidden));
+        }
+        mask
+    }
+
     fn sees(&self, row: usize, key: usize) -> bool {
-        let own = self.owner[row] == self.owner[key] || key < self.anchor;
-        key <= row && (own || !self.is_chunk[self.owner[row]])
+        let own = self.owner[row] == self.owner[key];
+        let other = !self.hidden[key] && !self.is_chunk[self.owner[row]];
+        key <= row && (own || key < self.anchor || other)
+    }
+
+    /// Positions in the prompt, which hidden tokens have no place in.
+    fn global(&self) -> Vec<usize> {
+        let mut next = 0;
+        let place = |&hidden: &bool| {
+            let own = next;
+            next += usize::from(!hidden);
+            own
+        };
+        self.hidden.iter().map(place).collect()
     }
 
     /// Positions as a chunk counts them.
@@ -138,7 +162,7 @@ fn rotate(x: &Rows, positions: &[usize]) -> Rows {
 }
 
 fn attend(q: &Rows, k: &Rows, v: &Rows, mask: &Mask) -> Rows {
-    let (local, global) = (mask.local(), (0..q.len()).collect::<Vec<_>>());
+    let (local, global) = (mask.local(), mask.global());
     let as_chunk = (rotate(q, &local), rotate(k, &local));
     let as_turn = (rotate(q, &global), rotate(k, &global));
     let mut out = vec![vec![0.0; HEADS * HEAD_DIM]; q.len()];
@@ -212,13 +236,8 @@ fn independent_chunks_equal_a_dense_model_with_a_block_mask() {
         }
         prompt.extend(chunks.iter().map(|&n| Segment::independent(random.tokens(n, VOCAB))));
         prompt.push(Segment::new(random.tokens(19, VOCAB)));
-        let mut mask = Mask { owner: Vec::new(), anchor, is_chunk: Vec::new() };
-        let mut ids = Vec::new();
-        for (index, segment) in prompt.iter().enumerate() {
-            mask.owner.extend(segment.tokens.iter().map(|_| index));
-            mask.is_chunk.push(segment.sees == Sees::Anchor);
-            ids.extend_from_slice(&segment.tokens);
-        }
+        let mut mask = Mask::of(&prompt, anchor);
+        let ids: Vec<u32> = prompt.iter().flat_map(|segment| segment.tokens.clone()).collect();
         let expected = dense.forward(&ids, &mask);
         let found = through_the_engine(&folder, prompt.clone());
         for (found, expected) in found.iter().zip(&expected) {
@@ -233,6 +252,34 @@ fn independent_chunks_equal_a_dense_model_with_a_block_mask() {
         if chunks.len() > 1 {
             let apart = expected.iter().zip(&whole).map(|(a, b)| (a - b).abs());
             assert!(apart.fold(0.0, f64::max) > 1e-2, "the mask was meant to matter");
+        }
+    }
+}
+
+#[test]
+fn blended_chunks_equal_a_dense_model_whose_first_rows_see_what_is_before_them() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/qwen3");
+    let dense = Dense::read(&folder.join("model.safetensors"));
+    let mut random = Random::new(5);
+    for (anchor, again) in [(0, 1), (1, 5), (0, 16), (1, 20)] {
+        let mut prompt = Vec::new();
+        if anchor > 0 {
+            prompt.push(Segment::anchor(random.tokens(anchor, VOCAB)));
+        }
+        for (number, length) in [21, 40, 33].into_iter().enumerate() {
+            let whole = Segment::independent(random.tokens(length, VOCAB));
+            let head = Segment::new(whole.tokens[..again].to_vec());
+            match number {
+                0 => prompt.push(whole),
+                _ => prompt.extend([head, Segment { hidden: again, ..whole }]),
+            }
+        }
+        prompt.push(Segment::new(random.tokens(19, VOCAB)));
+        let ids: Vec<u32> = prompt.iter().flat_map(|segment| segment.tokens.clone()).collect();
+        let expected = dense.forward(&ids, &Mask::of(&prompt, anchor));
+        let found = through_the_engine(&folder, prompt);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-3, "{anchor} {again}: {found} {expected}");
         }
     }
 }

@@ -12,6 +12,7 @@ mod cli_tiers;
 mod dense;
 mod endings;
 mod exactness;
+mod histories;
 mod memory;
 mod parity;
 mod query_shift;

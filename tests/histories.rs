@@ -1,0 +1,297 @@
+//! E1 and E3 over histories: whatever was loaded, switched, moved, saved, evicted, erased, forked
+//! and restarted before, logits are those of a fresh engine that is given the final context alone.
+//! Bit for bit, over the whole vocabulary, on the bundled model; what is free is full of NaN.
+//!
+//! `STRAND_HISTORIES=2000` runs more of them (tests/slow.sh).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use strand_engine::context::{Chunk, ChunkKind, Context, Conversation, ReusePolicy};
+use strand_engine::io::IoFiles;
+use strand_engine::model_runner::ModelRunner;
+use strand_engine::store::{Codec, Store};
+use strand_engine::{
+    Engine, EngineConfig, Event, KvVariant, Outcome, Request, Restore, Reuse, Segment,
+};
+use strand_models::{ModelFiles, ModelSource};
+
+use crate::binary::scratch;
+use crate::random::Random;
+
+/// Tokens of the model's length here; a prompt takes all but the answer.
+const LENGTH: usize = 700;
+const ANSWER: usize = 3;
+
+/// Tokens, each with the bits of its whole distribution.
+type Bits = Vec<(u32, Vec<(u32, u32)>)>;
+
+/// An engine that is stepped here, and its files.
+struct Stepped {
+    engine: Engine<ModelRunner>,
+    files: Option<IoFiles>,
+}
+
+impl Stepped {
+    fn start(config: &EngineConfig, folder: Option<&Path>) -> Self {
+        let model = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
+        let store = folder.map(|folder| Store::open(folder).expect("the folder can be written"));
+        let loaded = strand_engine::load(model, config, store, &mut |_, _| {}).expect("it fits");
+        let mut engine = loaded.engine;
+        let blocks: Vec<u32> = (0..engine.plan().num_blocks as u32).collect();
+        engine.runner_mut().kv_cache_mut().poison(&blocks).expect("the pool can be written");
+        Self { engine, files: loaded.files }
+    }
+
+    /// Does what the disk was asked, and poisons what is free.
+    fn settle(&mut self) -> Option<Outcome> {
+        let mut outcome = None;
+        for job in self.engine.take_jobs() {
+            let files = self.files.as_ref().expect("only an engine with files asks for them");
+            let done = files.writer.carry_out(job);
+            outcome = self.engine.io_done(done).map(|(_, outcome)| outcome).or(outcome);
+        }
+        let free = self.engine.free_blocks();
+        self.engine.runner_mut().kv_cache_mut().poison(&free).expect("the pool can be written");
+        self.engine.check_invariants();
+        outcome
+    }
+
+    fn ask(&mut self, prompt: Vec<Segment>, max_tokens: usize) -> (Bits, Reuse) {
+        let vocabulary = self.engine.plan().vocab_size as u32;
+        let mut request = Request::new(Vec::new());
+        request.prompt = prompt;
+        request.restore = Restore::Always;
+        request.limits.max_tokens = Some(max_tokens);
+        request.limits.ignore_eos = true;
+        request.limits.logprobs = Some(vocabulary);
+        self.engine.submit(&request).expect("it fits");
+        let (mut bits, mut used) = (Vec::new(), Reuse::default());
+        while !self.engine.is_idle() {
+            self.settle();
+            for (_, event) in self.engine.step().events {
+                match event {
+                    Event::Token { token, logprobs, .. } => {
+                        let top = logprobs.expect("they were asked for").top;
+                        let row = top.iter().map(|&(id, value)| (id, value.to_bits())).collect();
+                        bits.push((token, row));
+                    }
+                    Event::Finished { reuse, .. } => used = reuse,
+                    Event::Failed(error) => panic!("{error}"),
+                    Event::Prompt { .. } => {}
+                }
+            }
+        }
+        self.settle();
+        (bits, used)
+    }
+}
+
+/// One context's life, and the engine it lives in.
+struct History {
+    random: Random,
+    folder: PathBuf,
+    stepped: Stepped,
+    context: Context,
+    /// A fork of it, to switch to and back.
+    other: Context,
+    texts: Vec<Chunk>,
+    seen: Seen,
+}
+
+/// What histories reached, in sum.
+#[derive(Debug, Default)]
+struct Seen {
+    reuse: Reuse,
+    saved: usize,
+    unloaded: usize,
+    restarts: usize,
+    checks: usize,
+}
+
+fn config(random: &mut Random) -> EngineConfig {
+    EngineConfig {
+        block_size: [8, 16, 32][random.between(0, 3)],
+        max_num_batched_tokens: [7, 64, 1024][random.between(0, 3)],
+        // room for one long prompt and little else: idle blocks must go
+        kv_memory: Some((5 << 19) + (random.between(0, 3) << 19) as u64),
+        host_memory: Some([0, 1 << 18, 64 << 20][random.between(0, 3)]),
+        max_model_len: Some(LENGTH),
+        threads: Some(2),
+        kv_codec: [Codec::Raw, Codec::Planes][random.between(0, 2)],
+        ..EngineConfig::default()
+    }
+}
+
+fn chunks(random: &mut Random, model: &ModelFiles) -> Vec<Chunk> {
+    let (template, tokenizer) = language(model);
+    let text = |length: usize, random: &mut Random| {
+        let words = ["red", "gate", "7", "Mira", "harbour", "=", "stone", "\n", "key", "42"];
+        let words = (0..length).map(|_| words[random.between(0, words.len())]);
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let lengths = [3, 10, 20, 35, 50];
+    let chunk = |(number, length): (usize, &usize)| {
+        let content = text(*length, random).into_bytes();
+        let name = format!("{number}.txt");
+        Chunk::new(&name, ChunkKind::File, content, template, tokenizer).expect("it is text")
+    };
+    lengths.iter().enumerate().map(chunk).collect()
+}
+
+fn language(model: &ModelFiles) -> (&strand_models::ChatTemplate, &strand_models::Tokenizer) {
+    let template = model.chat_template.as_ref().expect("it has one");
+    (template, model.tokenizer.as_ref().expect("it has one"))
+}
+
+impl History {
+    fn start(seed: u64, policy: ReusePolicy, model: &ModelFiles) -> Self {
+        let mut random = Random::new(seed);
+        let folder = scratch("histories").join(format!("{}-{seed}", policy.as_str()));
+        drop(fs::remove_dir_all(&folder));
+        let stepped = Stepped::start(&config(&mut random), Some(&folder));
+        let mut context = Context::new(policy, Conversation::default(), Vec::new());
+        context.blend_tokens = [0, 5, 16, 1000][random.between(0, 4)];
+        let texts = chunks(&mut random, model);
+        let other = context.clone();
+        Self { random, folder, stepped, context, other, texts, seen: Seen::default() }
+    }
+
+    /// Does one thing that may happen to a context.
+    fn step(&mut self, model: &ModelFiles) {
+        let chosen = self.random.between(0, 14);
+        let count = self.context.entries().len();
+        let index = if count > 0 { self.random.between(0, count) } else { 0 };
+        match chosen {
+            0..=2 => self.load(),
+            3 if self.random.chance(30) => std::mem::swap(&mut self.context, &mut self.other),
+            3 if self.random.chance(30) => self.other = self.context.clone(),
+            4 if self.random.chance(30) => self.restart(),
+            5 => self.evict(),
+            6 | 7 => self.check(model, 1),
+            _ if count == 0 => self.load(),
+            8 | 9 => {
+                let active = self.context.entries()[index].active;
+                self.context.set_active(index, !active);
+            }
+            10 => {
+                // to the end of the order
+                let entry = self.context.entries()[index].clone();
+                self.context.remove(index);
+                self.context.push(entry);
+            }
+            11 => {
+                (0..count).for_each(|index| self.save(index));
+                if self.random.chance(40) {
+                    self.restart();
+                }
+            }
+            12 => {
+                let place = self.context.segments_to(index);
+                let unloaded = self.stepped.engine.unload(place, KvVariant::Lossless);
+                self.seen.unloaded += usize::from(unloaded.is_ok());
+            }
+            _ => {
+                let id = self.context.entries()[index].chunk.id;
+                self.stepped.engine.erase(id);
+                self.context.remove(index);
+            }
+        }
+        self.stepped.settle();
+    }
+
+    fn save(&mut self, index: usize) {
+        let place = self.context.segments_to(index);
+        let codec = [Codec::Raw, Codec::Planes][self.random.between(0, 2)];
+        if self.stepped.engine.save(place, codec).is_ok() {
+            let outcome = self.stepped.settle();
+            assert!(matches!(outcome, Some(Outcome::Saved(Ok(_)))), "{outcome:?}");
+            self.seen.saved += 1;
+        }
+    }
+
+    fn load(&mut self) {
+        let chunk = self.texts[self.random.between(0, self.texts.len())].clone();
+        self.context.load(chunk, self.random.chance(80));
+        let index = self.context.entries().len() - 1;
+        let encode = self.context.encode(index).prompt;
+        self.stepped.ask(encode, 1);
+    }
+
+    /// Somebody else needs the pool.
+    fn evict(&mut self) {
+        let length = self.random.between(LENGTH / 2, LENGTH - ANSWER);
+        let tokens = self.random.tokens(length, 2000);
+        self.stepped.ask(vec![Segment::new(tokens)], 1);
+    }
+
+    /// Another process on the same folder, with other settings.
+    fn restart(&mut self) {
+        self.stepped.files = None; // gives the lock back
+        self.stepped = Stepped::start(&config(&mut self.random), Some(&self.folder));
+        self.seen.restarts += 1;
+    }
+
+    /// Says something, and compares the answer's logits with those of a fresh engine.
+    fn check(&mut self, model: &ModelFiles, max_tokens: usize) {
+        let (template, tokenizer) = language(model);
+        self.context.say(["What is red?", "Who is Mira?", "Hi."][self.random.between(0, 3)]);
+        let room = LENGTH - ANSWER;
+        let Ok(prompt) = self.context.prompt(template, tokenizer, room) else {
+            self.context.conversation.pop();
+            return;
+        };
+        let (found, reuse) = self.stepped.ask(prompt.segments.clone(), max_tokens);
+        let roomy = EngineConfig {
+            kv_memory: Some(16 << 20),
+            max_model_len: Some(LENGTH),
+            threads: Some(1),
+            ..EngineConfig::default()
+        };
+        let (expected, fresh) =
+            Stepped::start(&roomy, None).ask(prompt.segments.clone(), max_tokens);
+        assert!(found == expected, "{:?}, reused {reuse:?}", self.context.policy());
+        assert_eq!(fresh.cached(), 0);
+        let ids: Vec<u32> = found.iter().map(|(token, _)| *token).collect();
+        self.context.conversation.push_answer(&prompt.opening, &ids, tokenizer.decode(&ids));
+        self.seen.checks += 1;
+        self.seen.reuse.device += reuse.device;
+        self.seen.reuse.host += reuse.host;
+        self.seen.reuse.disk += reuse.disk;
+        self.seen.reuse.recomputed += reuse.recomputed;
+    }
+}
+
+#[test]
+fn after_any_history_of_a_context_the_logits_are_those_of_a_fresh_engine() {
+    let asked = std::env::var("STRAND_HISTORIES").ok().map(|count| count.parse());
+    let count: u64 = asked.map_or(100, |count| count.expect("STRAND_HISTORIES is a number"));
+    let model = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
+    let mut total = Seen::default();
+    for seed in 0..count {
+        let policy = ReusePolicy::ALL[(seed % ReusePolicy::ALL.len() as u64) as usize];
+        let run = std::panic::AssertUnwindSafe(|| {
+            let mut history = History::start(seed, policy, &model);
+            for _ in 0..history.random.between(8, 24) {
+                history.step(&model);
+            }
+            history.check(&model, ANSWER);
+            drop(fs::remove_dir_all(&history.folder));
+            history.seen
+        });
+        let seen = std::panic::catch_unwind(run).unwrap_or_else(|_| panic!("history {seed}"));
+        total.checks += seen.checks;
+        total.saved += seen.saved;
+        total.unloaded += seen.unloaded;
+        total.restarts += seen.restarts;
+        total.reuse.device += seen.reuse.device;
+        total.reuse.host += seen.reuse.host;
+        total.reuse.disk += seen.reuse.disk;
+        total.reuse.recomputed += seen.reuse.recomputed;
+    }
+    println!("{count} histories: {total:?}");
+    assert!(total.checks >= count as usize && total.saved > 20 && total.unloaded > 20, "{total:?}");
+    let Reuse { device, host, disk, recomputed, .. } = total.reuse;
+    assert!(device > 0 && host > 0 && disk > 100 && recomputed > 0, "{total:?}");
+    assert!(total.restarts > 5, "{total:?}");
+}
