@@ -60,6 +60,9 @@ pub enum Command {
     /// Measure speed
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// List, check, collect, export and import what is kept on the disk, without a model
+    #[command(subcommand)]
+    Chunks(ChunksCommand),
     /// List, download and describe models
     #[command(subcommand)]
     Models(ModelsCommand),
@@ -372,6 +375,38 @@ pub struct RecallArgs {
     // Last: its headings hold for what follows.
     #[command(flatten)]
     pub model: BenchModelArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ChunksCommand {
+    /// All chunks and what KV they have
+    List,
+    /// A chunk's text and its KV files
+    Show {
+        /// Its hash, or 4 or more digits that begin no other
+        id: String,
+    },
+    /// Check every byte of the KV files and every text; damaged files are put aside
+    Verify {
+        /// A chunk's hash, or 4 or more digits that begin no other [default: all chunks]
+        id: Option<String>,
+    },
+    /// Remove KV files without a chunk and old quarantined files, and stay within a budget
+    Gc {
+        /// Remove those worth least while all KV files take more than this, as 10GiB
+        #[arg(long, value_name = "BYTES", value_parser = byte_size::parse,
+              allow_negative_numbers = true)]
+        budget: Option<u64>,
+    },
+    /// Write a chunk, its text and its KV to one file
+    Export {
+        /// Its hash, or 4 or more digits that begin no other
+        id: String,
+        /// Replaced if it is there
+        file: PathBuf,
+    },
+    /// Take in a chunk that was exported, here or elsewhere
+    Import { file: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]

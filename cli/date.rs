@@ -1,11 +1,16 @@
-//! The day, for chat templates that print it.
+//! The day, for chat templates that print it and for lists.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Today as `YYYY-MM-DD`, by universal time; `None` where the clock stands before 1970.
 pub fn today() -> Option<String> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    Some(civil(since.as_secs() / 86_400))
+    Some(of(since.as_secs()))
+}
+
+/// The day so many seconds after 1970 began.
+pub fn of(seconds: u64) -> String {
+    civil(seconds / 86_400)
 }
 
 /// The date so many days after 1970-01-01.

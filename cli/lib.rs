@@ -12,6 +12,7 @@ mod bench;
 mod byte_size;
 mod chat;
 mod chunk_file;
+mod chunks;
 mod data_dir;
 mod date;
 mod generate;
@@ -69,6 +70,7 @@ fn obey(cli: Cli) -> Result<Outcome> {
     match cli.command {
         Command::Generate(args) => generate::run(&args, common, &interrupt),
         Command::Chat(args) => chat::run(*args, common, &interrupt),
+        Command::Chunks(command) => chunks::run(&command, common),
         Command::Models(command) => models::run(&command, common),
         Command::Bench(BenchCommand::Throughput(args)) => bench::throughput::run(&args, common),
         Command::Bench(BenchCommand::Latency(args)) => bench::latency::run(&args, common),

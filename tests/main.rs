@@ -8,6 +8,7 @@ mod cli_chat;
 mod cli_chunks;
 mod cli_errors;
 mod cli_generate;
+mod cli_store;
 mod cli_tiers;
 mod dense;
 mod endings;

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::error::{Damage, StoreError};
-use super::index::{ChunkInfo, KvFile, PutChunk, StoredChunk};
+use super::index::{ChunkInfo, KvFile, StoredChunk};
 use super::kv_file::{KvReader, ReadError};
 use super::store::{Store, open_file, row};
+use super::upkeep::Problem;
 use crate::ChunkId;
 use crate::context::ChunkKind;
 
@@ -21,6 +22,17 @@ const TRAILER: u64 = 32;
 const UNKNOWN: u64 = u64::MAX;
 /// Bytes copied at once.
 const PIECE: usize = 1 << 20;
+
+/// What an export wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    /// KV files that are in it.
+    pub files: usize,
+    /// Its length.
+    pub bytes: u64,
+    /// Why KV files are not in it.
+    pub problems: Vec<Problem>,
+}
 
 /// What an import brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,24 +46,23 @@ pub struct Imported {
 }
 
 impl Store {
-    /// Writes a chunk, its text and its KV to one file, replacing what is there; how many KV files
-    /// are in it, and its length.
-    ///
-    /// Files that don't hold are put aside and left out.
-    pub fn export(&self, chunk: ChunkId, to: &Path) -> Result<(usize, u64), StoreError> {
+    /// Writes a chunk, its text and its KV to one file, replacing what is there. Files that don't
+    /// hold are put aside, told and left out.
+    pub fn export(&self, chunk: ChunkId, to: &Path) -> Result<Exported, StoreError> {
         let text = self.chunk(chunk)?;
         let text = text.ok_or_else(|| StoreError::UnknownChunk { text: chunk.short() })?;
-        let mut files = Vec::new();
+        let (mut files, mut problems) = (Vec::new(), Vec::new());
         for file in self.kv_files()?.into_iter().filter(|file| file.chunk == chunk) {
-            if self.verify_file(&file)?.is_none() {
-                files.push(file);
+            match self.verify_file(&file)? {
+                None => files.push(file),
+                Some(problem) => problems.push(problem),
             }
         }
         let temporary = beside(to);
         let written = self.write_export(&temporary, &text, &files);
         let placed = written.and_then(|length| fs::rename(&temporary, to).map(|()| length));
         match placed {
-            Ok(length) => Ok((files.len(), length)),
+            Ok(bytes) => Ok(Exported { files: files.len(), bytes, problems }),
             Err(error) => {
                 // it may not have been made at all
                 drop(fs::remove_file(&temporary));
@@ -100,14 +111,11 @@ impl Store {
             }
         }
         let rows: Vec<KvFile> = new.iter().map(|part| part.row.clone()).collect();
-        self.commit(&rows)?;
-        let already = self.put_chunk(&chunk)?;
-        let files = rows.len();
-        let bytes = rows.iter().map(|row| row.bytes).sum();
-        Ok(match already {
-            PutChunk::New => Imported { chunk: chunk.info, already: false, files, bytes },
-            PutChunk::Already(chunk) => Imported { chunk, already: true, files, bytes },
-        })
+        let there = self.index.chunk_info(chunk.info.id)?;
+        self.commit(&rows, Some(&chunk))?;
+        let (files, bytes) = (rows.len(), rows.iter().map(|row| row.bytes).sum());
+        let (already, chunk) = (there.is_some(), there.unwrap_or(chunk.info));
+        Ok(Imported { chunk, already, files, bytes })
     }
 }
 
@@ -289,3 +297,6 @@ fn beside(path: &Path) -> PathBuf {
     name.push(format!(".{}.tmp", std::process::id()));
     PathBuf::from(name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,11 +101,14 @@ impl StoreError {
     }
 
     pub(super) fn sql(path: &Path, source: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{CannotOpen, DiskFull, PermissionDenied, ReadOnly};
         let path = path.to_owned();
-        let full = matches!(source.sqlite_error_code(), Some(rusqlite::ErrorCode::DiskFull));
-        match full {
-            true => Self::DiskFull { action: "write", path },
-            false => Self::Index { path, source },
+        match source.sqlite_error_code() {
+            Some(DiskFull) => Self::DiskFull { action: "write", path },
+            Some(CannotOpen | PermissionDenied | ReadOnly) => {
+                Self::Access { action: "open", path, source: io::Error::other(source) }
+            }
+            _ => Self::Index { path, source },
         }
     }
 }

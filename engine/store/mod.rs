@@ -21,7 +21,7 @@ mod testing;
 mod tests;
 mod upkeep;
 
-pub use archive::Imported;
+pub use archive::{Exported, Imported};
 pub use codec::{Codec, Coding};
 pub use error::{Damage, StoreError};
 pub use index::{

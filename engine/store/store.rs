@@ -157,7 +157,7 @@ impl Store {
         };
         self.place(saved.kv_id, |out| encoded.write(out))?;
         let row = row(&encoded.record, codec, saved.file_bytes, saved.raw_bytes);
-        self.commit(&[row])?;
+        self.commit(&[row], None)?;
         Ok(saved)
     }
 
@@ -187,7 +187,8 @@ impl Store {
         };
         match read() {
             Ok(found) => {
-                self.index.touch_file(id, now())?;
+                // a use that isn't counted is no reason to do without the rows
+                drop(self.index.touch_file(id, now()));
                 Ok(found)
             }
             Err(error) => Ok(match self.unusable(id, error)? {
@@ -328,12 +329,16 @@ impl Store {
     }
 
     /// Commits the rows of files that have been placed; without rows they don't stay.
-    pub(super) fn commit(&self, rows: &[KvFile]) -> Result<(), StoreError> {
+    pub(super) fn commit(
+        &self,
+        rows: &[KvFile],
+        chunk: Option<&StoredChunk>,
+    ) -> Result<(), StoreError> {
         let committed = self
             .files
             .before_commit()
             .map_err(|error| StoreError::io("write", &self.folder.path, error))
-            .and_then(|()| self.index.put_files(rows));
+            .and_then(|()| self.index.put_written(rows, chunk));
         if committed.is_err() {
             rows.iter().for_each(|row| self.discard(row.kv_id));
         }

@@ -1,15 +1,21 @@
-//! What the store's tests share: seeded rows, folders of their own.
+//! What the store's tests share: seeded rows, folders of their own, files that fail.
 
-use std::fs;
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use strand_kernels::{KvDtype, RotaryTable};
 
-use super::codec::Coding;
+use super::codec::{Codec, Coding};
+use super::files::{Disk, Files};
+use super::index::StoredChunk;
 use super::kv_file::{KvRecord, KvShape};
-use crate::cache::{KvIdentity, KvVariant};
+use super::store::{Expected, Loaded, Store};
+use crate::cache::{KvId, KvIdentity, KvVariant};
+use crate::context::ChunkKind;
 use crate::{ChunkId, SegmentKv};
 
 pub(super) const DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16];
@@ -117,5 +123,114 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.0).expect("what was made can be removed");
+    }
+}
+
+pub(super) const BF16: KvDtype = KvDtype::Bf16;
+
+pub(super) fn load(store: &Store, record: &KvRecord) -> Loaded {
+    let expected = Expected { identity: &record.identity, shape: record.shape };
+    store.load(record.kv_id(), &expected, &coding(2)).unwrap()
+}
+
+pub(super) fn found(store: &Store, record: &KvRecord) -> SegmentKv {
+    match load(store, record) {
+        Loaded::Found { record: found, kv, .. } => {
+            assert_eq!(*found, *record);
+            kv
+        }
+        other => panic!("it should be there: {other:?}"),
+    }
+}
+
+/// Puts the chunk of `segment(seed)` and its KV into the store.
+pub(super) fn fill(store: &Store, seed: u64) -> (KvRecord, SegmentKv) {
+    let (record, kv) = segment(seed, BF16, 50);
+    put(store, seed);
+    store.save(&record, &kv, Codec::Planes, &coding(2)).unwrap();
+    (record, kv)
+}
+
+pub(super) fn put(store: &Store, seed: u64) -> ChunkId {
+    let chunk = StoredChunk::new(&format!("{seed}.txt"), ChunkKind::File, &text(seed), Some(50));
+    store.put_chunk(&chunk).unwrap();
+    chunk.info.id
+}
+
+pub(super) fn path_of(store: &Store, id: KvId) -> PathBuf {
+    store.path().join("kv").join(format!("{id}.kv"))
+}
+
+pub(super) fn no_problems(store: &Store) {
+    assert_eq!(store.verify(None).unwrap().problems, []);
+}
+
+/// Files that fail from step `at` on: one step as a disk does, or all of them as a power cut does.
+pub(super) struct Failing {
+    at: usize,
+    step: Cell<usize>,
+    failure: Failure,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Failure {
+    /// This step and all after it don't happen; a write gets half through.
+    Crash,
+    /// This step has no room.
+    Full,
+}
+
+impl Failing {
+    pub fn new(at: usize, failure: Failure) -> Box<Self> {
+        Box::new(Self { at, step: Cell::new(0), failure })
+    }
+
+    fn next(&self) -> io::Result<()> {
+        let step = self.step.replace(self.step.get() + 1);
+        match self.failure {
+            Failure::Crash if step >= self.at => Err(io::Error::other("the power is gone")),
+            Failure::Full if step == self.at => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Files for Failing {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        self.next()?;
+        Disk.create(path)
+    }
+
+    fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        self.next().inspect_err(|_| {
+            if self.step.get() == self.at + 1 {
+                Disk.write(file, &bytes[..bytes.len() / 2]).unwrap();
+            }
+        })?;
+        Disk.write(file, bytes)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        self.next()?;
+        Disk.sync(file)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.next()?;
+        Disk.rename(from, to)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        self.next()?;
+        Disk.sync_folder(path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.next()?;
+        Disk.remove(path)
+    }
+
+    fn before_commit(&self) -> io::Result<()> {
+        self.next()
     }
 }

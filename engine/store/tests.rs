@@ -1,57 +1,10 @@
 //! The folder through its life: saves that are cut off, files that are altered, two owners.
 
-use std::cell::Cell;
-use std::fs::{self, File};
-use std::io;
-use std::path::Path;
+use std::fs;
 
-use strand_kernels::KvDtype;
-
-use super::files::{Disk, Files};
-use super::testing::{Scratch, coding, identity, segment, shape, text};
+use super::testing::*;
 use super::*;
-use crate::cache::{KvId, KvIdentity, KvVariant};
-use crate::context::ChunkKind;
-use crate::{ChunkId, SegmentKv};
-
-const BF16: KvDtype = KvDtype::Bf16;
-
-fn load(store: &Store, record: &KvRecord) -> Loaded {
-    let expected = Expected { identity: &record.identity, shape: record.shape };
-    store.load(record.kv_id(), &expected, &coding(2)).unwrap()
-}
-
-fn found(store: &Store, record: &KvRecord) -> SegmentKv {
-    match load(store, record) {
-        Loaded::Found { record: found, kv, .. } => {
-            assert_eq!(*found, *record);
-            kv
-        }
-        other => panic!("it should be there: {other:?}"),
-    }
-}
-
-/// Puts the chunk of `segment(seed)` and its KV into the store.
-fn fill(store: &Store, seed: u64) -> (KvRecord, SegmentKv) {
-    let (record, kv) = segment(seed, BF16, 50);
-    put(store, seed);
-    store.save(&record, &kv, Codec::Planes, &coding(2)).unwrap();
-    (record, kv)
-}
-
-fn put(store: &Store, seed: u64) -> ChunkId {
-    let chunk = StoredChunk::new(&format!("{seed}.txt"), ChunkKind::File, &text(seed), Some(50));
-    store.put_chunk(&chunk).unwrap();
-    chunk.info.id
-}
-
-fn path_of(store: &Store, id: KvId) -> std::path::PathBuf {
-    store.path().join("kv").join(format!("{id}.kv"))
-}
-
-fn no_problems(store: &Store) {
-    assert_eq!(store.verify(None).unwrap().problems, []);
-}
+use crate::cache::{KvIdentity, KvVariant};
 
 #[test]
 fn what_is_saved_is_there_in_the_next_process() {
@@ -137,72 +90,6 @@ fn a_folder_that_cannot_be_used_is_named() {
     assert!(refusal.starts_with("cannot create") && refusal.contains("file"), "{refusal}");
 }
 
-/// Files that fail from step `at` on: one step as a disk does, or all of them as a power cut does.
-struct Failing {
-    at: usize,
-    step: Cell<usize>,
-    failure: Failure,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Failure {
-    /// This step and all after it don't happen; a write gets half through.
-    Crash,
-    /// This step has no room.
-    Full,
-}
-
-impl Failing {
-    fn next(&self) -> io::Result<()> {
-        let step = self.step.replace(self.step.get() + 1);
-        match self.failure {
-            Failure::Crash if step >= self.at => Err(io::Error::other("the power is gone")),
-            Failure::Full if step == self.at => Err(io::ErrorKind::StorageFull.into()),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Files for Failing {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        self.next()?;
-        Disk.create(path)
-    }
-
-    fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
-        self.next().inspect_err(|_| {
-            if self.step.get() == self.at + 1 {
-                Disk.write(file, &bytes[..bytes.len() / 2]).unwrap();
-            }
-        })?;
-        Disk.write(file, bytes)
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        self.next()?;
-        Disk.sync(file)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.next()?;
-        Disk.rename(from, to)
-    }
-
-    fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        self.next()?;
-        Disk.sync_folder(path)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.next()?;
-        Disk.remove(path)
-    }
-
-    fn before_commit(&self) -> io::Result<()> {
-        self.next()
-    }
-}
-
 /// Saves with a failure at every step in turn; `check` sees each store opened again, and whether
 /// the save said it had worked.
 fn at_every_step(failure: Failure, codec: Codec, check: impl Fn(&Store, bool)) -> usize {
@@ -216,7 +103,7 @@ fn at_every_step(failure: Failure, codec: Codec, check: impl Fn(&Store, bool)) -
         store.save(&record, &kv, Codec::Planes, &coding(1)).unwrap();
         drop(store);
 
-        let failing = Box::new(Failing { at, step: Cell::new(0), failure });
+        let failing = Failing::new(at, failure);
         let store = Store::open_with(scratch.path(), failing).unwrap();
         let saved = store.save(&record, &kv, codec, &coding(1));
         let worked = saved.is_ok();
@@ -358,167 +245,6 @@ fn opening_makes_files_and_rows_agree() {
 }
 
 #[test]
-fn erasing_leaves_nothing() {
-    let scratch = Scratch::new();
-    let store = Store::open(scratch.path()).unwrap();
-    let (record, kv) = fill(&store, 1);
-    let (other, _) = fill(&store, 2);
-    store.save(&record, &kv, Codec::Int8, &coding(1)).unwrap();
-    let context = StoredContext {
-        entries: vec![StoredEntry { chunk: record.chunk, active: true, seen: vec![] }],
-        ..StoredContext::default()
-    };
-    store.put_context("c", &context).unwrap();
-    let bytes: u64 = store.kv_files().unwrap().iter().map(|file| file.bytes).sum();
-    let erased = store.erase(record.chunk).unwrap();
-    assert_eq!((erased.chunk, erased.files), (true, 2));
-    let left = store.kv_files().unwrap();
-    assert_eq!((left.len(), left[0].bytes + erased.bytes), (1, bytes));
-    assert_eq!(store.chunk(record.chunk).unwrap(), None);
-    assert_eq!(store.context("c").unwrap().unwrap().entries, []);
-    assert_eq!(store.erase(record.chunk).unwrap(), Erased::default());
-    drop(store);
-    let store = Store::open(scratch.path()).unwrap();
-    assert_eq!(store.opened(), &OpenReport::default());
-    assert_eq!(found(&store, &other), segment(2, BF16, 50).1);
-}
-
-#[test]
-fn verifying_finds_what_loading_would() {
-    let scratch = Scratch::new();
-    let store = Store::open(scratch.path()).unwrap();
-    let (damaged, _) = fill(&store, 1);
-    let (missing, _) = fill(&store, 2);
-    fill(&store, 3);
-    let path = path_of(&store, damaged.kv_id());
-    let mut bytes = fs::read(&path).unwrap();
-    bytes[9000] ^= 1;
-    fs::write(&path, bytes).unwrap();
-    fs::remove_file(path_of(&store, missing.kv_id())).unwrap();
-
-    let one = store.verify(Some(ChunkId::of(text(3).as_bytes()))).unwrap();
-    assert_eq!((one.chunks, one.files, one.problems.len()), (1, 1, 0));
-    let all = store.verify(None).unwrap();
-    assert_eq!((all.chunks, all.files, all.problems.len()), (3, 3, 2));
-    let missing = Problem::Missing { chunk: missing.chunk, kv_id: missing.kv_id() };
-    assert!(all.problems.contains(&missing), "{all:?}");
-    let of_damaged = |problem: &Problem| match problem {
-        Problem::Damaged { chunk, .. } => *chunk == damaged.chunk,
-        _ => false,
-    };
-    assert!(all.problems.iter().any(of_damaged), "{all:?}");
-    no_problems(&store);
-}
-
-#[test]
-fn collecting_removes_orphans_then_what_is_worth_least() {
-    let scratch = Scratch::new();
-    let store = Store::open(scratch.path()).unwrap();
-    let [orphan, used, unused, leased] = [1, 2, 3, 4].map(|seed| fill(&store, seed).0);
-    store.index.remove_chunk(orphan.chunk).unwrap();
-    // its row went with it; saved again it has one without a chunk
-    let (record, kv) = segment(1, BF16, 50);
-    store.save(&record, &kv, Codec::Planes, &coding(1)).unwrap();
-    found(&store, &used);
-    store.lease(leased.chunk, 1000).unwrap();
-
-    let ids =
-        |collected: &Collected| collected.removed.iter().map(|file| file.kv_id).collect::<Vec<_>>();
-    let collected = store.gc(None).unwrap();
-    assert_eq!(ids(&collected), [orphan.kv_id()], "without a budget only orphans go");
-    let collected = store.gc(Some(collected.kept_bytes - 1)).unwrap();
-    assert_eq!(ids(&collected), [unused.kv_id()]);
-    let collected = store.gc(Some(0)).unwrap();
-    assert_eq!(ids(&collected), [used.kv_id()]);
-    assert_eq!(load(&store, &used), Loaded::Absent);
-    assert!(collected.kept_bytes > 0, "a lease holds");
-    assert_eq!(store.chunks().unwrap().len(), 3, "texts stay");
-    no_problems(&store);
-}
-
-#[test]
-fn an_export_brings_a_chunk_elsewhere() {
-    let (here, there) = (Scratch::new(), Scratch::new());
-    let store = Store::open(here.path()).unwrap();
-    let (record, kv) = fill(&store, 1);
-    store.add_tag(record.chunk, "tag").unwrap();
-    store.save(&record, &kv, Codec::Int8, &coding(1)).unwrap();
-    let file = here.path().join("export");
-    let (files, length) = store.export(record.chunk, &file).unwrap();
-    assert_eq!((files, length), (2, fs::metadata(&file).unwrap().len()));
-
-    let other = Store::open(there.path()).unwrap();
-    let imported = other.import(&file).unwrap();
-    assert_eq!((imported.files, imported.already), (2, false));
-    assert_eq!(other.chunk(record.chunk).unwrap(), store.chunk(record.chunk).unwrap());
-    assert_eq!(found(&other, &record), kv);
-    let again = other.import(&file).unwrap();
-    assert_eq!((again.files, again.already), (0, true));
-    no_problems(&other);
-    let none = other.export(ChunkId::of(b"none"), &file).unwrap_err();
-    assert!(none.to_string().starts_with("No chunk found matching: "));
-}
-
-#[test]
-fn a_damaged_export_changes_nothing() {
-    let (here, there) = (Scratch::new(), Scratch::new());
-    let store = Store::open(here.path()).unwrap();
-    let (record, _) = fill(&store, 1);
-    let file = here.path().join("export");
-    store.export(record.chunk, &file).unwrap();
-    let whole = fs::read(&file).unwrap();
-    let other = Store::open(there.path()).unwrap();
-    let refused = |bytes: &[u8]| {
-        fs::write(&file, bytes).unwrap();
-        let error = other.import(&file).unwrap_err();
-        assert!(matches!(error, StoreError::Unusable { .. }), "{error}");
-        assert_eq!((other.chunks().unwrap(), other.kv_files().unwrap()), (vec![], vec![]));
-        assert_eq!(fs::read_dir(there.path().join("kv")).unwrap().count(), 0);
-    };
-    for length in [0, 7, 8, 12, 31, 44, 60, 150, 300, whole.len() / 2, whole.len() - 1] {
-        refused(&whole[..length]);
-    }
-    for at in (0..whole.len()).step_by(97) {
-        let mut altered = whole.clone();
-        altered[at] ^= 16;
-        refused(&altered);
-    }
-    refused(&fs::read(path_of(&store, record.kv_id())).unwrap());
-    let missing = other.import(&here.path().join("none")).unwrap_err();
-    assert!(matches!(missing, StoreError::Io { .. }), "{missing}");
-    fs::write(&file, whole).unwrap();
-    other.import(&file).unwrap();
-}
-
-#[test]
-fn an_export_made_to_harm_is_refused() {
-    use sha2::{Digest, Sha256};
-    let scratch = Scratch::new();
-    let store = Store::open(scratch.path()).unwrap();
-    let (record, _) = fill(&store, 1);
-    let file = scratch.path().join("export");
-    store.export(record.chunk, &file).unwrap();
-    let whole = fs::read(&file).unwrap();
-    let contents = &whole[..whole.len() - 32];
-    let mut refusals = 0;
-    for at in 12..300 {
-        let mut altered = contents.to_vec();
-        altered[at] = altered[at].wrapping_add(255);
-        // its checksum is right, so that it is looked at
-        altered.extend(Sha256::digest(&altered));
-        fs::write(&file, altered).unwrap();
-        match store.import(&file) {
-            Err(StoreError::Unusable { .. }) => refusals += 1,
-            // a name or a date may say anything
-            Ok(_) => {}
-            Err(other) => panic!("byte {at}: {other}"),
-        }
-    }
-    assert!(refusals > 200, "{refusals}");
-    no_problems(&store);
-}
-
-#[test]
 fn counters_count() {
     let scratch = Scratch::new();
     let store = Store::open(scratch.path()).unwrap();
@@ -527,4 +253,10 @@ fn counters_count() {
     let bytes: u64 = store.kv_files().unwrap().iter().map(|file| file.bytes).sum();
     let expected = [("bytes written".to_owned(), bytes), ("files written".to_owned(), 2)];
     assert_eq!(store.statistics().unwrap(), expected);
+}
+
+#[test]
+fn a_store_can_be_given_to_another_thread() {
+    fn is_send<T: Send>() {}
+    is_send::<Store>();
 }

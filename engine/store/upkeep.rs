@@ -190,3 +190,6 @@ fn remove_old(
     }
     Ok(removed)
 }
+
+#[cfg(test)]
+mod tests;

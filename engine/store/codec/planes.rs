@@ -3,6 +3,8 @@
 //! Exponents of neighbours are alike, mantissas are noise: apart, the first compress well and the
 //! second are not touched. The loops have no branches, so that they become vector code.
 
+use std::borrow::Cow;
+
 /// Fast, and on noise next to none of the others gains more.
 const LEVEL: i32 = 1;
 /// A plane's header: how it is kept, and its length.
@@ -38,11 +40,11 @@ pub(super) fn decode(stored: &[u8], len: usize, size: usize) -> Option<Vec<u8>> 
         let (plane, rest) = body.split_at_checked(usize::try_from(kept).ok()?)?;
         body = rest;
         planes.push(match entry[0] {
-            STORED if plane.len() == count => plane.to_vec(),
+            STORED if plane.len() == count => Cow::Borrowed(plane),
             ZSTD => {
                 let mut out = vec![0; count];
                 let written = zstd::bulk::decompress_to_buffer(plane, &mut out[..]).ok()?;
-                (written == count).then_some(out)?
+                Cow::Owned((written == count).then_some(out)?)
             }
             _ => return None,
         });
@@ -93,7 +95,7 @@ fn split32(raw: &[u8]) -> Vec<Vec<u8>> {
     ]
 }
 
-fn join32([a, b, c, d]: [&Vec<u8>; 4], out: &mut [u8]) {
+fn join32([a, b, c, d]: [&[u8]; 4], out: &mut [u8]) {
     let low = c.iter().zip(d).map(|(&c, &d)| u32::from(c) << 8 | u32::from(d));
     for (((out, a), b), low) in out.chunks_exact_mut(4).zip(a).zip(b).zip(low) {
         let (a, b) = (u32::from(*a), u32::from(*b));

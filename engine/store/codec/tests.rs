@@ -78,11 +78,11 @@ fn planes_that_are_none_are_refused_without_harm() {
         let (encoding, stored) = encode(Codec::Planes, 0, &raw, &rows, &coding(1)).unwrap();
         assert_eq!(encoding, Encoding::Planes);
         let decode = |bytes: &[u8]| decode(encoding, bytes.to_vec(), &rows, &coding(1));
-        for length in 0..stored.len() {
+        for length in (0..stored.len()).step_by(7) {
             assert!(decode(&stored[..length]).is_err(), "cut to {length}");
         }
         assert!(decode(&[&stored[..], &[0]].concat()).is_err(), "one byte more");
-        for _ in 0..2000 {
+        for _ in 0..300 {
             let mut altered = stored.to_vec();
             let at = random.below(altered.len());
             altered[at] ^= 1 << random.below(8);

@@ -1,6 +1,6 @@
 //! Rows of chunks: their text is always saved.
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::{Index, TENANT};
 use crate::ChunkId;
@@ -59,34 +59,11 @@ const SHORTEST_PREFIX: usize = 4;
 
 impl Index {
     pub fn put_chunk(&self, chunk: &StoredChunk) -> Result<PutChunk, StoreError> {
-        let info = &chunk.info;
-        let inserted = self.change(|transaction| {
-            let inserted = transaction.execute(
-                "INSERT INTO chunks (tenant, id, name, kind, text, tokens, created)
-                 VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                params![
-                    TENANT,
-                    info.id.as_bytes(),
-                    info.name,
-                    info.kind.as_str(),
-                    chunk.text,
-                    info.tokens,
-                    info.created as i64
-                ],
-            )?;
-            transaction.execute(
-                "UPDATE chunks SET tokens = coalesce(?, tokens) WHERE tenant = ? AND id = ?",
-                params![info.tokens, TENANT, info.id.as_bytes()],
-            )?;
-            for tag in &info.tags {
-                insert_tag(transaction, info.id, tag)?;
-            }
-            Ok(inserted == 1)
-        })?;
+        let inserted = self.change(|transaction| insert_chunk(transaction, chunk))?;
         if inserted {
             return Ok(PutChunk::New);
         }
-        let there = self.chunk_info(info.id)?;
+        let there = self.chunk_info(chunk.info.id)?;
         Ok(there.map_or(PutChunk::New, PutChunk::Already))
     }
 
@@ -182,7 +159,34 @@ fn read(row: &Row) -> rusqlite::Result<Fields> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
 }
 
-fn insert_tag(transaction: &rusqlite::Transaction, id: ChunkId, tag: &str) -> rusqlite::Result<()> {
+/// Whether it is new; one that is there keeps its name, kind and age.
+pub(super) fn insert_chunk(
+    transaction: &Transaction,
+    chunk: &StoredChunk,
+) -> rusqlite::Result<bool> {
+    let info = &chunk.info;
+    let inserted = transaction.execute(
+        "INSERT INTO chunks (tenant, id, name, kind, text, tokens, created)
+         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        params![
+            TENANT,
+            info.id.as_bytes(),
+            info.name,
+            info.kind.as_str(),
+            chunk.text,
+            info.tokens,
+            info.created as i64
+        ],
+    )?;
+    transaction.execute(
+        "UPDATE chunks SET tokens = coalesce(?, tokens) WHERE tenant = ? AND id = ?",
+        params![info.tokens, TENANT, info.id.as_bytes()],
+    )?;
+    info.tags.iter().try_for_each(|tag| insert_tag(transaction, info.id, tag))?;
+    Ok(inserted == 1)
+}
+
+fn insert_tag(transaction: &Transaction, id: ChunkId, tag: &str) -> rusqlite::Result<()> {
     let query = "INSERT INTO chunk_tags (tenant, id, tag) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
     transaction.execute(query, params![TENANT, id.as_bytes(), tag]).map(drop)
 }

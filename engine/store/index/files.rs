@@ -3,6 +3,8 @@
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::Index;
+use super::chunks::{StoredChunk, insert_chunk};
+use super::small::count;
 use crate::ChunkId;
 use crate::cache::KvId;
 use crate::store::codec::Codec;
@@ -29,9 +31,23 @@ pub struct KvFile {
 const COLUMNS: &str = "kv_id, chunk, codec, tokens, bytes, raw_bytes, created, last_used, uses";
 
 impl Index {
-    /// Adds files' rows; one that is there keeps its age and uses.
+    /// Rows of files that were found.
     pub fn put_files(&self, files: &[KvFile]) -> Result<(), StoreError> {
         self.change(|transaction| files.iter().try_for_each(|file| put(transaction, file)))
+    }
+
+    /// Rows of files that were written, and of the chunk they came with, if they did.
+    pub fn put_written(
+        &self,
+        files: &[KvFile],
+        chunk: Option<&StoredChunk>,
+    ) -> Result<(), StoreError> {
+        self.change(|transaction| {
+            chunk.map_or(Ok(false), |chunk| insert_chunk(transaction, chunk))?;
+            files.iter().try_for_each(|file| put(transaction, file))?;
+            let bytes = files.iter().map(|file| file.bytes).sum();
+            count(transaction, &[("files written", files.len() as u64), ("bytes written", bytes)])
+        })
     }
 
     /// In the order of their names.
@@ -88,6 +104,7 @@ fn read(row: &Row) -> rusqlite::Result<(KvFile, String)> {
     Ok((file, row.get(2)?))
 }
 
+/// One that is there keeps its age and uses.
 fn put(transaction: &Transaction, file: &KvFile) -> rusqlite::Result<()> {
     transaction.execute(
         "INSERT INTO kv_files (kv_id, chunk, codec, tokens, bytes, raw_bytes, created, last_used,
@@ -109,5 +126,5 @@ fn put(transaction: &Transaction, file: &KvFile) -> rusqlite::Result<()> {
             file.uses as i64
         ],
     )?;
-    super::small::count(transaction, &[("files written", 1), ("bytes written", file.bytes)])
+    Ok(())
 }
