@@ -1,0 +1,134 @@
+//! What switching, sharing and moving chunks costs, in tokens and blocks.
+
+use strand_engine::context::{Chunk, ChunkKind, Context, Conversation, ReusePolicy};
+use strand_engine::{EngineConfig, EngineHandle, Event, KvVariant, Request, Reuse, Segment};
+use strand_models::{ModelFiles, ModelSource};
+
+fn engine() -> EngineHandle {
+    let files = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
+    let config = EngineConfig {
+        kv_memory: Some(256 << 20),
+        host_memory: Some(16 << 20),
+        ..EngineConfig::default()
+    };
+    strand_engine::start(files, &config, None, &mut |_, _| {}).expect("it fits")
+}
+
+fn chunk(engine: &EngineHandle, number: usize) -> Chunk {
+    let template = engine.chat_template().expect("it has one");
+    let tokenizer = engine.tokenizer().expect("it has one");
+    let text = format!("LIMIT_{number} = {}\n", number * 7).into_bytes();
+    let name = format!("{number}.py");
+    Chunk::new(&name, ChunkKind::File, text, template, tokenizer).expect("it is text")
+}
+
+fn context(policy: ReusePolicy) -> Context {
+    Context::new(policy, Conversation::default(), Vec::new())
+}
+
+fn ask(engine: &EngineHandle, prompt: Vec<Segment>) -> Reuse {
+    let mut request = Request::new(Vec::new());
+    request.prompt = prompt;
+    request.limits.max_tokens = Some(1);
+    let mut events = engine.submit(request).expect("it is taken");
+    while let Some(event) = events.next_blocking() {
+        match event {
+            Event::Finished { reuse, .. } => return reuse,
+            Event::Failed(error) => panic!("{error}"),
+            Event::Token { .. } | Event::Prompt { .. } => {}
+        }
+    }
+    panic!("no end")
+}
+
+/// What an answer about the active chunks costs.
+fn answer(engine: &EngineHandle, context: &Context, text: &str) -> Reuse {
+    let mut asked = context.clone();
+    asked.say(text);
+    let template = engine.chat_template().expect("it has one");
+    let tokenizer = engine.tokenizer().expect("it has one");
+    let prompt = asked.prompt(template, tokenizer, engine.plan().max_model_len - 1);
+    ask(engine, prompt.expect("it fits").segments)
+}
+
+#[test]
+fn with_a_thousand_chunks_a_toggle_encodes_nothing() {
+    let engine = engine();
+    let mut context = context(ReusePolicy::Independent);
+    for number in 0..1000 {
+        context.load(chunk(&engine, number), false);
+        ask(&engine, context.encode(number).prompt);
+    }
+    // all that fit into the model's length
+    let mut length = 0;
+    for index in 0..1000 {
+        length += context.entries()[index].chunk.ids.len();
+        context.set_active(index, length < engine.plan().max_model_len / 2);
+    }
+    answer(&engine, &context, "What is LIMIT_3?");
+    let before = engine.stats().expect("it runs").encoded_tokens;
+    for index in 0..1000 {
+        let active = context.entries()[index].active;
+        context.set_active(index, !active);
+        context.set_active(index, active);
+    }
+    let resident = engine.residency(context.all_chunks(), KvVariant::Lossless);
+    assert!(resident.expect("it can be asked").iter().all(|tiers| tiers.device));
+    assert_eq!(engine.stats().expect("it runs").encoded_tokens, before, "nothing was encoded");
+
+    // one off: the turns; back on: what closes the prompt and can't be found, and no more
+    context.set_active(3, false);
+    let off = answer(&engine, &context, "What is LIMIT_3?");
+    context.set_active(3, true);
+    let on = answer(&engine, &context, "What is LIMIT_3?");
+    assert!(off.encoded < 40 && on.encoded < off.encoded, "{off:?} {on:?}");
+    let last = engine.tokenizer().expect("it has one").encode("<|im_start|>assistant\n");
+    assert_eq!(on.encoded, last.expect("it is text").len(), "the opening of the answer");
+}
+
+#[test]
+fn fifty_contexts_share_one_copy_of_a_chunk_wherever_it_stands() {
+    let engine = engine();
+    let idle = || engine.stats().expect("it runs").blocks_idle;
+    let chunks: Vec<Chunk> = (0..51).map(|number| chunk(&engine, number)).collect();
+    let mut alone = context(ReusePolicy::Independent);
+    for (index, chunk) in chunks.iter().enumerate() {
+        alone.load(chunk.clone(), true);
+        ask(&engine, alone.encode(index).prompt);
+    }
+    let encoded = engine.stats().expect("it runs").encoded_tokens;
+    let copies = idle();
+    for number in 1..51 {
+        // the shared one stands behind another chunk in each
+        let mut context = context(ReusePolicy::Independent);
+        context.load(chunks[number].clone(), true);
+        context.load(chunks[0].clone(), true);
+        let reuse = ask(&engine, context.chunk_segments().into_iter().chain(turn()).collect());
+        let tokens = chunks[number].ids.len() + chunks[0].ids.len();
+        assert_eq!((reuse.device, reuse.encoded), (tokens, 1));
+    }
+    assert_eq!(idle(), copies, "no block more than before");
+    assert_eq!(engine.stats().expect("it runs").encoded_tokens, encoded + 50);
+}
+
+/// The shortest of turns.
+fn turn() -> Option<Segment> {
+    Some(Segment::new(vec![1]))
+}
+
+#[test]
+fn unloading_frees_blocks_and_restoring_brings_the_same_rows_to_others() {
+    let engine = engine();
+    let mut context = context(ReusePolicy::Independent);
+    context.load(chunk(&engine, 0), true);
+    ask(&engine, context.encode(0).prompt);
+    let idle = || engine.stats().expect("it runs").blocks_idle;
+    let (before, place) = (idle(), context.segments_to(0));
+    let unloaded = engine.unload(place.clone(), KvVariant::Lossless).expect("it is there");
+    let blocks = context.entries()[0].chunk.ids.len().div_ceil(engine.plan().block_size);
+    assert_eq!((unloaded.blocks, idle()), (blocks, before - blocks));
+    let tiers = engine.residency(place.clone(), KvVariant::Lossless).expect("it can be asked")[0];
+    assert_eq!((tiers.device, tiers.host), (false, true));
+    let reuse = ask(&engine, place.into_iter().chain(turn()).collect());
+    assert_eq!((reuse.host, reuse.encoded), (context.entries()[0].chunk.ids.len(), 1));
+}
