@@ -66,7 +66,7 @@ impl Store {
             Err(error) => {
                 // it may not have been made at all
                 drop(fs::remove_file(&temporary));
-                Err(StoreError::io("write", to, error))
+                Err(StoreError::outside("write", to, error))
             }
         }
     }
@@ -94,11 +94,11 @@ impl Store {
     pub fn import(&self, from: &Path) -> Result<Imported, StoreError> {
         let unusable = |error| match error {
             ReadError::Damage(damage) => StoreError::Unusable { path: from.to_owned(), damage },
-            ReadError::Io(error) => StoreError::io("read", from, error),
+            ReadError::Io(error) => StoreError::outside("read", from, error),
             ReadError::Refused(error) => error,
         };
         let (mut source, length) =
-            open_file(from).map_err(|error| StoreError::io("read", from, error))?;
+            open_file(from).map_err(|error| StoreError::outside("read", from, error))?;
         let (chunk, parts) = check(&mut source, length).map_err(unusable)?;
         let there = self.kv_files()?;
         let new: Vec<&Part> = (parts.iter())
@@ -169,7 +169,7 @@ fn check(source: &mut File, length: u64) -> Result<(StoredChunk, Vec<Part>), Rea
             return Err(Damage::Header("it holds KV of another chunk".to_owned()).into());
         }
         let row = row(&reader.record, reader.codec, length, reader.raw_bytes());
-        reader.verify(1)?;
+        reader.verify()?;
         parts.push(Part { offset, row });
     }
     match input.limit() {

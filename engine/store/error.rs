@@ -100,6 +100,14 @@ impl StoreError {
         }
     }
 
+    /// The same for a file outside of the store, where another `--data-dir` helps nothing.
+    pub(super) fn outside(action: &'static str, path: &Path, source: io::Error) -> Self {
+        match Self::io(action, path, source) {
+            Self::Access { action, path, source } => Self::Io { action, path, source },
+            error => error,
+        }
+    }
+
     pub(super) fn sql(path: &Path, source: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::{CannotOpen, DiskFull, PermissionDenied, ReadOnly};
         let path = path.to_owned();

@@ -62,6 +62,9 @@ impl Index {
             let path = self.path.clone();
             return Err(StoreError::FutureIndex { path, found, known: VERSION });
         }
+        if found == VERSION {
+            return Ok(());
+        }
         self.change(|transaction| {
             for step in &MIGRATIONS[found as usize..] {
                 transaction.execute_batch(step)?;

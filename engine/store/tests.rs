@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use sha2::{Digest, Sha256};
+
+use super::codec::Encoding;
 use super::testing::*;
 use super::*;
 use crate::cache::{KvIdentity, KvVariant};
@@ -214,6 +217,39 @@ fn a_file_of_another_model_or_name_is_put_aside() {
     let wide = KvShape { kv_heads: 3, ..shape(BF16) };
     let foreign = Expected { identity: &record.identity, shape: wide };
     let loaded = store.load(record.kv_id(), &foreign, &coding(1)).unwrap();
+    let Loaded::Quarantined(quarantined) = loaded else { panic!("not this shape") };
+    assert_eq!(quarantined.damage, Damage::Foreign("the shape"));
+}
+
+#[test]
+fn a_file_that_claims_to_be_huge_takes_no_memory() {
+    let scratch = Scratch::new();
+    let store = Store::open(scratch.path()).unwrap();
+    let (record, _) = segment(1, BF16, 1);
+    let huge = KvShape { layers: 1, kv_heads: 1 << 30, head_dim: 1 << 20, dtype: BF16 };
+    let raw = huge.frame_bytes(1).unwrap() as u64;
+    let record = KvRecord { shape: huge, ..record };
+    let frames = [4096, 8192].map(|at| manifest::Frame::new(at, b"bomb", raw, Encoding::Planes));
+    let manifest = manifest::Manifest::new(&record, Codec::Planes, frames.to_vec());
+    let manifest = manifest.to_bytes().unwrap();
+    let mut bytes = [&b"STRANDKV"[..], &[1, 0, 0, 0]].concat();
+    bytes.extend((manifest.len() as u32).to_le_bytes());
+    bytes.extend(xxhash_rust::xxh3::xxh3_64(&manifest).to_le_bytes());
+    bytes.extend(manifest);
+    for end in [8192, 12_288] {
+        bytes.resize(end - 4096, 0);
+        bytes.extend(b"bomb");
+        bytes.resize(end, 0);
+    }
+    bytes.extend(Sha256::digest(&bytes));
+    fs::write(path_of(&store, record.kv_id()), bytes).unwrap();
+    drop(store);
+
+    // its header and checksums hold, so it is listed and verified; nothing decodes it
+    let store = Store::open(scratch.path()).unwrap();
+    assert_eq!((store.opened().indexed, store.verify(None).unwrap().problems), (1, vec![]));
+    let expected = Expected { identity: &record.identity, shape: shape(BF16) };
+    let loaded = store.load(record.kv_id(), &expected, &coding(1)).unwrap();
     let Loaded::Quarantined(quarantined) = loaded else { panic!("not this shape") };
     assert_eq!(quarantined.damage, Damage::Foreign("the shape"));
 }

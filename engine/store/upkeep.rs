@@ -103,10 +103,9 @@ impl Store {
 
     pub(super) fn verify_file(&self, file: &KvFile) -> Result<Option<Problem>, StoreError> {
         let path = self.folder.kv_path(file.kv_id);
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let checked = open_file(&path)
             .map_err(ReadError::from)
-            .and_then(|(source, length)| open_named(source, length, file.kv_id)?.verify(threads));
+            .and_then(|(source, length)| open_named(source, length, file.kv_id)?.verify());
         let Err(error) = checked else { return Ok(None) };
         let (chunk, kv_id) = (file.chunk, file.kv_id);
         Ok(Some(match self.unusable(kv_id, error)? {

@@ -45,7 +45,7 @@ fn what_is_written_is_read() {
                 }
                 let reader = KvReader::open(&bytes[..], bytes.len() as u64).unwrap();
                 assert_eq!((reader.codec, reader.raw_bytes()), (codec, kv.num_bytes()));
-                reader.verify(2).unwrap();
+                reader.verify().unwrap();
             }
         }
     }
@@ -65,7 +65,7 @@ fn int8_is_another_kv_and_made_from_lossless_rows_only() {
         assert!(matches!(refused, Err(StoreError::NotLossless)), "{codec:?}");
     }
     let reader = KvReader::open(&bytes[..], bytes.len() as u64).unwrap();
-    reader.verify(1).unwrap();
+    reader.verify().unwrap();
     let reader = KvReader::open(&bytes[..], bytes.len() as u64).unwrap();
     let refused = reader.read(&Coding::default(), |_| Ok(())).unwrap_err();
     let expected = matches!(refused, ReadError::Refused(StoreError::NoRotation));
