@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use strand_engine::context::Dropped;
 use strand_engine::{
     EngineHandle, Event, EventStream, Exactness, FinishReason, Request, Reuse, TokenLogprobs,
 };
@@ -35,6 +36,8 @@ pub struct Answer {
     /// Unknown when Ctrl-C ended it, also below.
     pub reuse: Option<Reuse>,
     pub exactness: Option<Exactness>,
+    /// What was left out of the prompt, as whoever made it says.
+    pub dropped: Dropped,
 }
 
 /// What the answer took.
@@ -174,6 +177,10 @@ impl Answer {
             "reuse": self.reuse.map(reuse_json),
             "exactness": self.exactness.map(Exactness::as_str),
         });
+        if self.dropped.turns > 0 {
+            let Dropped { turns, tokens } = self.dropped;
+            object["dropped"] = json!({"turns": turns, "tokens": tokens});
+        }
         if let Some(prompt) = &self.prompt_logprobs {
             let all = std::iter::once(Value::Null).chain(list(prompt));
             object["prompt_logprobs"] = all.collect();
@@ -243,6 +250,7 @@ mod tests {
             },
             reuse: Some(Reuse { device: 3, encoded: 1, ..Reuse::default() }),
             exactness: Some(Exactness::Bitwise),
+            dropped: Dropped { turns: 2, tokens: 30 },
         };
         let entry = json!({
             "token_id": 7, "token": null, "logprob": -0.5, "top": [[7, -0.5], [2, -1.25]],
@@ -264,6 +272,7 @@ mod tests {
             },
             "reuse": {"device": 3, "host": 0, "disk": 0, "encoded": 1, "recomputed": 0},
             "exactness": "bitwise",
+            "dropped": {"turns": 2, "tokens": 30},
             "prompt_logprobs": [null, entry],
         });
         assert_eq!(answer.to_json(None), expected);
@@ -283,6 +292,6 @@ mod tests {
         let answer = Answer::default().to_json(None);
         assert_eq!(answer["finish_reason"], "abort");
         assert_eq!((&answer["logprobs"], &answer["reuse"]), (&Value::Null, &Value::Null));
-        assert_eq!(answer.get("prompt_logprobs"), None);
+        assert_eq!((answer.get("prompt_logprobs"), answer.get("dropped")), (None, None));
     }
 }

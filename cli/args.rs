@@ -181,7 +181,8 @@ pub struct ReuseArgs {
     #[arg(long, value_name = "POLICY", value_parser = parse_policy)]
     pub reuse: Option<ReusePolicy>,
     /// Under blend, how many tokens of a chunk are computed again for what stands before it
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_BLEND_TOKENS)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BLEND_TOKENS,
+          allow_negative_numbers = true)]
     pub blend_tokens: usize,
     /// When KV on disk is loaded rather than computed again: auto (when that is faster), always
     /// or never

@@ -11,13 +11,11 @@ use std::sync::Arc;
 use strand_models::Tokenizer;
 
 use crate::batch::{Batch, RowOutput, Runner, Sampled};
-use crate::cache::{
-    BlockId, BlockState, ChunkId, KvId, KvIdentity, KvVariant, Layout, Tiers, TiersOf,
-};
+use crate::cache::{BlockId, BlockState, ChunkId, KvId, KvIdentity, KvVariant, Tiers, TiersOf};
 use crate::config::EnginePlan;
 use crate::error::{Error, at_least, at_most};
 use crate::output::OutputText;
-use crate::request::{Event, FinishReason, Request, Restore, Segment};
+use crate::request::{Event, FinishReason, Request, Restore, Segment, num_blocks};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::sequence::{RequestId, Roots, Rules, Sequence, SequenceId};
 use crate::store::{Codec, SavedFile};
@@ -294,10 +292,7 @@ impl<R: Runner> Engine<R> {
     /// What was asked for, or all that the model's length and the pool leave.
     fn max_tokens(&self, request: &Request) -> Result<usize, Error> {
         let room = self.plan.max_model_len - request.prompt_tokens();
-        let segments = request.prompt.iter().map(Segment::layout);
-        let layout = Layout::new(self.plan.block_size, segments);
-        let needed = (0..).zip(layout.needed(|_| true)).filter(|(_, needed)| *needed);
-        let prompt_blocks: usize = needed.map(|(segment, _)| layout.blocks_of(segment).len()).sum();
+        let prompt_blocks = num_blocks(&request.prompt, self.plan.block_size);
         let last = request.prompt.last().map_or(0, |segment| segment.tokens.len());
         let before = prompt_blocks - last.div_ceil(self.plan.block_size);
         let needed = |tokens: usize| before + (last + tokens).div_ceil(self.plan.block_size);

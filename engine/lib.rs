@@ -33,7 +33,9 @@ pub use engine::{DiskSetup, Engine, Outcome, Stats, TierSetup};
 pub use error::Error;
 pub use handle::{EngineHandle, EventStream, ModelFacts};
 pub use load::{load, start};
-pub use request::{Event, Exactness, FinishReason, Limits, Request, Restore, Reuse, Segment};
+pub use request::{
+    Event, Exactness, FinishReason, Limits, Request, Restore, Reuse, Segment, num_blocks,
+};
 pub use segment_kv::SegmentKv;
 pub use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 pub use tiering::{IoDone, IoJob, Ticket};

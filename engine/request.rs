@@ -1,6 +1,6 @@
 //! What goes in and what comes out: the engine's door.
 
-use crate::cache::{ChunkId, KvVariant, Sees, SegmentLayout};
+use crate::cache::{ChunkId, KvVariant, Layout, Sees, SegmentLayout};
 use crate::error::Error;
 use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 
@@ -63,6 +63,16 @@ impl Segment {
             variant: self.variant,
         }
     }
+}
+
+/// Blocks that a prompt needs at most: those that its end sees, and what it takes to compute them.
+pub fn num_blocks(prompt: &[Segment], block_size: usize) -> usize {
+    if prompt.is_empty() {
+        return 0;
+    }
+    let layout = Layout::new(block_size, prompt.iter().map(Segment::layout));
+    let needed = (0..).zip(layout.needed(|_| true)).filter(|(_, needed)| *needed);
+    needed.map(|(segment, _)| layout.blocks_of(segment).len()).sum()
 }
 
 /// When a request's chunks are fetched from the disk rather than encoded.

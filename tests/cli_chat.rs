@@ -66,6 +66,12 @@ fn the_oldest_turns_make_room_for_new_ones() {
     let run = piped(&["chat", "--max-model-len", "160", "--max-tokens", "8"], input);
     assert_eq!(run.status, 0, "{run:?}");
     assert!(run.err.contains("turns no longer fit"), "{}", run.err);
+    let flags = ["chat", "--json", "--max-model-len", "160", "--max-tokens", "8"];
+    let lines = piped(&flags, format!("{line}\n").repeat(6)).json();
+    let dropped = |n: usize| lines[n]["dropped"]["turns"].as_u64();
+    assert_eq!(dropped(0), None);
+    assert!(dropped(5).is_some_and(|turns| turns > 0 && turns % 2 == 0), "{}", lines[5]);
+    assert!(lines[5]["dropped"]["tokens"].as_u64() > Some(0), "{}", lines[5]);
 }
 
 #[test]

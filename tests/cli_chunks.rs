@@ -108,6 +108,7 @@ fn what_cannot_be_a_chunk_is_refused_and_changes_nothing() {
         ("/load DIR", "is a folder"),
         ("/load DIR/*.none", "no file matches"),
         ("/load DIR/abc.txt DIR/config.py --name x", "Usage: /load <file>..."),
+        ("/load DIR/abc.txt --name ''", "can't be a chunk: it is named by nothing"),
         ("/load DIR/*.txt --name x", "--name names one chunk, 2 files match"),
         ("/activate", "Usage: /activate <chunk>..."),
         ("/activate ffff", "No chunk found matching: ffff"),

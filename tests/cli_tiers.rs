@@ -155,9 +155,17 @@ fn what_is_nowhere_cannot_be_restored_but_populated() {
     }
     let run = place.chat(&[], "/restore config.py\n/context\n");
     assert_eq!(run.status, 1);
-    let told = "config.py has no KV in host memory or on disk; /populate computes it\n";
+    let told = "config.py has no KV in host memory or on disk under independent; \
+                /populate computes it\n";
     assert_eq!(run.err, told);
     assert!(run.out.contains("Used: 0 tokens") && !run.out.contains('#'), "{}", run.out);
+    let lines = place.objects(&[], "/populate config.py\n/context\n");
+    assert_eq!(
+        (&lines[0]["from"], &lines[0]["already_populated"]),
+        (&json!("text"), &json!(false))
+    );
+    let chunk = &lines[1]["chunks"][0];
+    assert_eq!((&chunk["active"], &chunk["tiers"]), (&json!(false), &json!(["device"])));
     let run = place.chat(&[], "/restore none\n/unload #1\n/populate #1\n/save all\n");
     assert_eq!(run.status, 1);
     assert!(run.err.starts_with("No chunk found matching: none\n"), "{}", run.err);
@@ -254,41 +262,55 @@ fn chunks_are_composed_with_one_newline_between_them() {
 
 #[test]
 fn a_context_is_found_again_by_its_name() {
-    let place = Place::new("context");
-    let named = ["--context", "my work"];
-    let first = place.objects(
-        &named,
-        &format!(
-            "/system Be brief.\n/load DIR/config.py DIR/notes.txt\n/policy blend\n\
-             /deactivate notes.txt\n{QUESTION}/context\n/history\n"
-        ),
-    );
-    let second = place.objects(&named, "/context\n/history\nAnd TIMEOUT?\n");
-    let before = &first[5];
-    for key in ["used_tokens", "policy"] {
-        assert_eq!(second[0][key], before[key], "{key}");
-    }
-    for (now, then) in [0, 1].map(|n| (&second[0]["chunks"][n], &before["chunks"][n])) {
-        for key in ["id", "name", "active", "position"] {
-            assert_eq!(now[key], then[key], "{key}");
+    for policy in ["blend", "mask"] {
+        let place = Place::new(&format!("context-{policy}"));
+        let named = ["--context", "my work"];
+        let begin = format!(
+            "/system Be brief.\n/load DIR/config.py DIR/notes.txt\n/policy {policy}\n\
+             {QUESTION}/deactivate notes.txt\nWhy?\n"
+        );
+        let first = place.objects(&named, &format!("{begin}/context\n/history\n"));
+        let go_on = "/activate notes.txt\nAnd TIMEOUT?\n";
+        let second = place.objects(&named, &format!("/context\n/history\n{go_on}"));
+        let before = &first[6];
+        for key in ["used_tokens", "policy"] {
+            assert_eq!(second[0][key], before[key], "{key}");
         }
+        for (now, then) in [0, 1].map(|n| (&second[0]["chunks"][n], &before["chunks"][n])) {
+            for key in ["id", "name", "active", "position"] {
+                assert_eq!(now[key], then[key], "{key}");
+            }
+        }
+        assert_eq!(second[1], first[7], "what was said is still said");
+        // the same answer as if the first run had gone on
+        let whole = place.objects(&["--context", "other"], &format!("{begin}{go_on}"));
+        for key in ["token_ids", "prompt_tokens", "exactness"] {
+            assert_eq!(second[3][key], whole[7][key], "{policy}: {key}");
+        }
+        let third = place.objects(&named, "/history\n/reset\n/erase notes.txt\n");
+        assert_eq!(third[0]["turns"].as_array().map(Vec::len), Some(6));
+        let fourth = place.objects(&named, "/history\n/context\n");
+        assert_eq!((&fourth[0]["turns"], &fourth[0]["system"]), (&json!([]), &json!("Be brief.")));
+        assert_eq!(fourth[1]["chunks"].as_array().map(Vec::len), Some(1));
     }
-    assert_eq!(second[1], first[6], "what was said is still said");
-    // the same prompt, as if the first run had gone on
-    let whole = place.objects(
-        &["--context", "other"],
-        &format!(
-            "/system Be brief.\n/load DIR/config.py DIR/notes.txt\n/policy blend\n\
-             /deactivate notes.txt\n{QUESTION}And TIMEOUT?\n"
-        ),
-    );
-    assert_eq!(second[2]["token_ids"], whole[5]["token_ids"]);
-    assert_eq!(second[2]["prompt_tokens"], whole[5]["prompt_tokens"]);
-    let third = place.objects(&named, "/history\n/reset\n/erase notes.txt\n");
-    assert_eq!(third[0]["turns"].as_array().map(Vec::len), Some(4));
-    let fourth = place.objects(&named, "/history\n/context\n");
-    assert_eq!((&fourth[0]["turns"], &fourth[0]["system"]), (&json!([]), &json!("Be brief.")));
-    assert_eq!(fourth[1]["chunks"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn what_the_pool_has_no_room_for_comes_back_from_the_host() {
+    let place = Place::new("pressure");
+    for name in 0..8 {
+        place.write(&format!("big{name}.txt"), format!("Door {name} is green. ").repeat(16));
+    }
+    // the pool holds two of them
+    let flags = ["--kv-memory", "1MiB", "--max-model-len", "256"];
+    let input = format!("/load DIR/big*.txt --inactive\n/context\n/activate big0.txt\n{QUESTION}");
+    let lines = place.objects(&flags, &input);
+    let tokens = |n: usize| lines[0]["chunks"][n]["tokens"].as_u64().expect("a number");
+    let tiers = |n: usize| &lines[1]["chunks"][n]["tiers"];
+    assert!(tokens(0) > 64, "{}", lines[0]);
+    assert_eq!((tiers(0), tiers(7)), (&json!(["host"]), &json!(["device"])));
+    assert_eq!(reuse(&lines[3], "host"), tokens(0));
+    assert_eq!(lines[3]["exactness"], "bitwise");
 }
 
 #[test]
@@ -360,5 +382,5 @@ fn int8_is_used_only_when_asked_for_and_says_so() {
     assert_eq!(lossy[0]["from"], "disk");
     assert_eq!(lossy[1]["exactness"], "approximate");
     let run = place.chat(&[], "/restore config.py\n");
-    assert!(run.err.contains("has no KV in host memory or on disk"), "{run:?}");
+    assert!(run.err.contains("has no KV in host memory or on disk under"), "{run:?}");
 }

@@ -5,9 +5,9 @@
 use std::collections::HashSet;
 
 use anyhow::{Result, bail};
-use strand_engine::ChunkId;
 use strand_engine::context::{Chunk, Context, KeptContext};
 use strand_engine::store::{ChunkInfo, KvFile, Store, StoreError, StoredChunk, StoredContext};
+use strand_engine::{ChunkId, Error};
 
 pub struct Keeper {
     store: Result<Store, String>,
@@ -55,17 +55,21 @@ impl Keeper {
         self.store.as_ref().map_or(Ok(None), |store| Ok(store.chunk(id)?))
     }
 
-    /// A chunk of the store by a prefix of its hash or its name; `None` where there is none.
+    /// A chunk of the store by its name or a prefix of its hash; `None` where there is none.
     pub fn find(&self, text: &str) -> Result<Option<StoredChunk>> {
         let Ok(store) = &self.store else { return Ok(None) };
-        let id = match store.find_chunk(text) {
-            Ok(id) => id,
-            Err(StoreError::UnknownChunk { .. }) => {
-                let named = self.chunks()?.into_iter().find(|chunk| chunk.name == text);
-                let Some(named) = named else { return Ok(None) };
-                named.id
+        let named: Vec<ChunkInfo> =
+            self.chunks()?.into_iter().filter(|chunk| chunk.name == text).collect();
+        let id = match &named[..] {
+            [one] => one.id,
+            [] => match store.find_chunk(text) {
+                Err(StoreError::UnknownChunk { .. }) => return Ok(None),
+                found => found?,
+            },
+            _ => {
+                let matches = named.iter().map(|chunk| chunk.id.short()).collect();
+                return Err(Error::AmbiguousChunk { text: text.to_owned(), matches }.into());
             }
-            Err(error) => return Err(error.into()),
         };
         Ok(store.chunk(id)?)
     }

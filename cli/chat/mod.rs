@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use strand_engine::context::{Context, Conversation, Prompt};
 use strand_engine::store::{Codec, Store};
-use strand_engine::{EngineHandle, Request, Restore, Reuse, Segment, TiersOf};
+use strand_engine::{EngineHandle, Request, Restore, Reuse, Segment, TiersOf, num_blocks};
 use strand_models::{ChatTemplate, Tokenizer};
 
 use crate::answer::{self, Answer};
@@ -131,10 +131,17 @@ impl Chat {
     fn encode(&self, index: usize, restore: Restore) -> Result<Reuse> {
         let allow_lossy = self.allows_lossy();
         let request = Request { restore, allow_lossy, ..self.context.encode(index) };
-        let guard = self.interrupt.answering();
         let answer = answer::ask(&self.engine, request, &self.interrupt, &mut |_| Ok(()))?;
-        drop(guard);
-        answer.reuse.ok_or_else(|| anyhow!("ended by Ctrl-C; the context is unchanged"))
+        self.check_interrupt()?;
+        Ok(answer.reuse.expect("only Ctrl-C ends it before it has said so"))
+    }
+
+    /// Ends a command at Ctrl-C.
+    fn check_interrupt(&self) -> Result<()> {
+        if self.interrupt.pressed() {
+            bail!("ended by Ctrl-C; the context is unchanged");
+        }
+        Ok(())
     }
 
     /// Where the last segment of a prompt has its KV.
@@ -192,7 +199,11 @@ impl Chat {
             };
         };
         let name = line.split_whitespace().next().unwrap_or(line);
-        match command.and_then(|command| Ok((command.obey(self)?, command))) {
+        let interrupt = self.interrupt.clone();
+        let guard = interrupt.answering();
+        let obeyed = command.and_then(|command| Ok((command.obey(self)?, command)));
+        drop(guard);
+        match obeyed {
             Ok((report, command)) => {
                 screen.report(&report)?;
                 Ok(if matches!(command, Command::Quit) { Flow::Quit } else { Flow::On })
@@ -241,7 +252,7 @@ impl Chat {
         });
         drop(guard);
         let answer = match answer {
-            Ok(answer) => answer,
+            Ok(answer) => Answer { dropped, ..answer },
             Err(error) => {
                 screen.cut()?;
                 return Err(error);
@@ -261,12 +272,10 @@ impl Chat {
         };
         let (template, tokenizer) = self.language();
         // Every turn starts a block of its own: short ones fill the pool before the length.
-        let blocks_of = |tokens: usize| tokens.div_ceil(plan.block_size);
         loop {
             let prompt = self.context.prompt(template, tokenizer, room)?;
-            let shown = prompt.segments.iter().filter(|segment| segment.num_shown() > 0);
-            let segments = shown.map(|segment| blocks_of(segment.tokens.len()));
-            let needed = segments.sum::<usize>() + blocks_of(kept);
+            let answers = kept.div_ceil(plan.block_size);
+            let needed = num_blocks(&prompt.segments, plan.block_size) + answers;
             if needed <= plan.num_blocks {
                 return Ok(prompt);
             }

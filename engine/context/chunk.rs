@@ -53,6 +53,10 @@ impl Chunk {
         tokenizer: &Tokenizer,
     ) -> Result<Self, Error> {
         let refused = |reason: String| Error::NotAChunk { name: name.to_owned(), reason };
+        // the name is a part of the message's first line
+        if name.is_empty() || name.contains(char::is_control) {
+            return Err(refused("named by nothing, or with control characters".into()));
+        }
         let id = ChunkId::of(&content);
         let text = String::from_utf8(content).map_err(|error| {
             refused(format!("not UTF-8 text, first at byte {}", error.utf8_error().valid_up_to()))

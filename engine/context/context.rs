@@ -118,14 +118,13 @@ impl Context {
             let number: usize = number.parse().map_err(|_| unknown())?;
             return number.checked_sub(1).filter(|&n| n < self.entries.len()).ok_or_else(unknown);
         }
-        let named = self.entries.iter().position(|entry| entry.chunk.name == text);
-        if let Some(index) = named {
-            return Ok(index);
-        }
+        let all = 0..self.entries.len();
+        let mut matches: Vec<usize> =
+            all.clone().filter(|&n| self.entries[n].chunk.name == text).collect();
         let digits = text.as_bytes();
-        let matches: Vec<usize> = (0..self.entries.len())
-            .filter(|&n| digits.len() >= SHORTEST_PREFIX && self.id(n).starts_with(digits))
-            .collect();
+        if matches.is_empty() && digits.len() >= SHORTEST_PREFIX {
+            matches = all.filter(|&n| self.id(n).starts_with(digits)).collect();
+        }
         match matches[..] {
             [] => Err(unknown()),
             [one] => Ok(one),
@@ -254,6 +253,18 @@ mod tests {
             let error = context.find(text).expect_err("there is no such chunk");
             assert_eq!(error.to_string(), format!("No chunk found matching: {text}"));
         }
+    }
+
+    #[test]
+    fn a_name_that_two_chunks_have_names_neither() {
+        let mut context = context();
+        let twin = Chunk { name: "b".into(), ..chunk("d", 4) };
+        context.load(twin, true);
+        let Err(Error::AmbiguousChunk { text, matches }) = context.find("b") else {
+            panic!("there are two")
+        };
+        let ids = [b"b", b"d"].map(|content| ChunkId::of(content).short());
+        assert_eq!((text.as_str(), matches), ("b", ids.to_vec()));
     }
 
     #[test]

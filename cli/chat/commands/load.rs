@@ -51,6 +51,7 @@ pub fn load(chat: &mut Chat, load: &Load) -> Result<Report> {
     let mut new = Vec::new();
     for pattern in &load.files {
         for path in expand(pattern)? {
+            chat.check_interrupt()?;
             let file = chunk_file::read(Path::new(&path))?;
             let name = load.name.as_deref();
             new.push(make(chat, name, &file.name, ChunkKind::File, file.content)?);

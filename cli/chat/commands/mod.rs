@@ -156,6 +156,9 @@ fn known(name: &str, rest: &str) -> Result<Command> {
         "/compose" => Command::Compose(words),
         "/tag" => {
             let [chunk, tag] = <[String; 2]>::try_from(words).map_err(|_| usage(entry))?;
+            if tag.is_empty() {
+                return Err(usage(entry));
+            }
             Command::Tag { chunk, tag }
         }
         "/save" => Command::Save(Save::parse(words).ok_or_else(|| usage(entry))?),
@@ -261,6 +264,7 @@ mod tests {
         assert_eq!(parsed("/reset now").unwrap_err(), "Usage: /reset");
         assert_eq!(parsed("/compose a").unwrap_err(), "Usage: /compose <chunk> <chunk>...");
         assert_eq!(parsed("/tag a").unwrap_err(), "Usage: /tag <chunk> <tag>");
+        assert_eq!(parsed("/tag a ''").unwrap_err(), "Usage: /tag <chunk> <tag>");
         assert_eq!(parsed("/clear all").unwrap_err(), "Usage: /clear [--saved]");
         assert_eq!(parsed("/save a b").unwrap_err(), "Usage: /save <chunk or all>");
     }

@@ -51,6 +51,9 @@ pub fn save(chat: &mut Chat, save: &Save) -> Result<Report> {
     let codec = save.codec.unwrap_or(chat.codec);
     let (mut lines, mut facts) = (Vec::new(), Vec::new());
     for index in indices {
+        if chat.interrupt.pressed() {
+            bail!("ended by Ctrl-C; {} chunks were saved", facts.len());
+        }
         let saved = save_one(chat, index, codec)?;
         let id = chat.context.entries()[index].chunk.id;
         let ratio = saved.raw_bytes as f64 / saved.file_bytes as f64;
@@ -113,12 +116,20 @@ pub fn unload(chat: &mut Chat, name: &str) -> Result<Report> {
 /// Brings a chunk's KV from host or disk to the device, and activates it. One that is only in the
 /// store is put into the context.
 pub fn restore(chat: &mut Chat, name: &str) -> Result<Report> {
+    unless_it_fails(chat, |chat| try_restore(chat, name))
+}
+
+/// Does something, and leaves the context as it was where that fails.
+fn unless_it_fails(
+    chat: &mut Chat,
+    does: impl FnOnce(&mut Chat) -> Result<Report>,
+) -> Result<Report> {
     let before = chat.context.clone();
-    let restored = try_restore(chat, name);
-    if restored.is_err() {
+    let done = does(chat);
+    if done.is_err() {
         chat.context = before;
     }
-    restored
+    done
 }
 
 fn try_restore(chat: &mut Chat, name: &str) -> Result<Report> {
@@ -127,7 +138,8 @@ fn try_restore(chat: &mut Chat, name: &str) -> Result<Report> {
     let tiers = chat.tiers(chat.context.segments_to(index))?;
     let Some(&from) = tiers.list().first() else {
         let name = &chat.context.entries()[index].chunk.name;
-        bail!("{name} has no KV in host memory or on disk; /populate computes it");
+        let policy = chat.context.policy().as_str();
+        bail!("{name} has no KV in host memory or on disk under {policy}; /populate computes it");
     };
     if from != Tier::Device {
         chat.encode(index, Restore::Always)?;
@@ -168,9 +180,14 @@ fn find_or_fetch(chat: &mut Chat, name: &str) -> Result<usize> {
     }
 }
 
-/// Makes sure a chunk's KV is on the device.
+/// Makes sure a chunk's KV is on the device. One that is only in the store is put into the
+/// context, inactive.
 pub fn populate(chat: &mut Chat, name: &str) -> Result<Report> {
-    let index = chat.context.find(name)?;
+    unless_it_fails(chat, |chat| try_populate(chat, name))
+}
+
+fn try_populate(chat: &mut Chat, name: &str) -> Result<Report> {
+    let index = find_or_fetch(chat, name)?;
     let started = Instant::now();
     let tiers = chat.tiers(chat.context.segments_to(index))?;
     let from = tiers.list().first().copied();
