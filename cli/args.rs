@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use strand_engine::context::{DEFAULT_BLEND_TOKENS, ReusePolicy};
 use strand_engine::store::Codec;
@@ -76,7 +77,7 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
     /// Keep chunks and conversation under this name, and go on where it was left
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub context: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,

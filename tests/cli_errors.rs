@@ -171,6 +171,11 @@ fn wrong_usage_is_status_two() {
     strand(&["generate", "-p", "x", "--device", "tpu"]).refused(2, "cuda[:N]");
     strand(&["generate", "-p", "x", "--dtype", "int3"]).refused(2, "--dtype");
     strand(&["generate", "-p", "x", "--kv-memory", "lots"]).refused(2, "2GiB");
+    strand(&["generate", "-p", "x", "--host-memory", "-1"]).refused(2, "--host-memory");
+    strand(&["generate", "-p", "x", "--blend-tokens", "-1"]).refused(2, "--blend-tokens");
+    strand(&["generate", "-p", "x", "--kv-codec", "zip"]).refused(2, "raw, planes or int8");
+    strand(&["generate", "-p", "x", "--restore", "now"]).refused(2, "auto, always or never");
+    strand(&["chat", "--context", ""]).refused(2, "--context");
     strand(&["generate", "-p", "x", "--no-such-flag"]).refused(2, "--no-such-flag");
     strand(&["dance"]).refused(2, "dance");
     let file = scratch("options").join("wrong.toml");

@@ -204,7 +204,7 @@ mod tests {
     use strand_models::{ModelFiles, ModelSource};
 
     use super::super::chunk::ChunkKind;
-    use super::super::conversation::Conversation;
+    use super::super::conversation::{Conversation, Dropped};
     use super::*;
 
     /// A chunk of so many tokens, named by a digit.
@@ -362,6 +362,33 @@ mod tests {
         assert_eq!(said(&context)[..3], expected[..3]);
         context.clear();
         assert_eq!(said(&context)[..3], ["[]", "[0]", "[0, 1]"]);
+    }
+
+    #[test]
+    fn an_anchor_stands_once_before_chunks_and_header() {
+        let segment = |kind, messages, id| TemplateSegment { kind, messages, ids: vec![id] };
+        let rendering = || Rendered {
+            segments: vec![
+                segment(SegmentKind::Anchor, 0..0, 9),
+                segment(SegmentKind::Header, 0..1, 4),
+                segment(SegmentKind::Turn, 1..2, 5),
+                segment(SegmentKind::GenerationPrompt, 2..2, 6),
+            ],
+            dropped: Dropped::default(),
+        };
+        for policy in ReusePolicy::ALL {
+            let mut context = context(policy);
+            context.conversation.set_system(Some("Be brief.".into()));
+            context.say("One?");
+            let placed = told(&context.place(rendering()));
+            assert_eq!(placed[0], "9x1 sees anchor");
+            let said = &placed[placed.len() - 3..];
+            let lists = ["[0, 1, 2, 3]", "[0, 1, 2, 3, 4]", "[0, 1, 2, 3, 4, 5]"];
+            let sees = if policy == ReusePolicy::Mask { lists } else { ["all"; 3] };
+            for ((told, id), sees) in said.iter().zip([4, 5, 6]).zip(sees) {
+                assert_eq!(*told, format!("{id}x1 sees {sees}"), "{policy:?}");
+            }
+        }
     }
 
     #[test]
