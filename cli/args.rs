@@ -151,6 +151,10 @@ pub struct EngineArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_host_memory,
           allow_negative_numbers = true)]
     pub host_memory: Option<u64>,
+    /// Space on the disk for KV, as 16GiB; the least valuable files go
+    #[arg(long, value_name = "BYTES", default_value = "16GiB", value_parser = byte_size::parse,
+          allow_negative_numbers = true)]
+    pub disk_space: u64,
     /// How KV is written to disk: raw, planes (smaller, the same bits) or int8 (smaller still,
     /// approximate, and then also read)
     #[arg(long, value_name = "CODEC", default_value = Codec::default().as_str(),

@@ -27,6 +27,7 @@ pub fn config(args: &EngineArgs) -> EngineConfig {
         kv_memory: args.kv_memory,
         host_memory: args.host_memory,
         kv_codec: args.kv_codec,
+        disk_space: args.disk_space,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
         max_model_len: args.max_model_len,

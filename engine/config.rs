@@ -27,6 +27,8 @@ pub struct EngineConfig {
     pub host_memory: Option<u64>,
     /// How KV is written to the disk.
     pub kv_codec: Codec,
+    /// Bytes that files of KV may take.
+    pub disk_space: u64,
 }
 
 impl Default for EngineConfig {
@@ -43,6 +45,7 @@ impl Default for EngineConfig {
             threads: None,
             host_memory: None,
             kv_codec: Codec::default(),
+            disk_space: 16 << 30,
         }
     }
 }
@@ -96,6 +99,8 @@ pub struct EnginePlan {
     pub host_memory: u64,
     /// How KV is written that nobody asked to be written.
     pub kv_codec: Codec,
+    /// Bytes that files of KV may take.
+    pub disk_space: u64,
     /// So many keys cost attention as much as all products of a token cost.
     pub attention_scale: usize,
 }
@@ -179,6 +184,7 @@ impl EnginePlan {
             vocab_size: model.vocab_size,
             host_memory,
             kv_codec: asked.kv_codec,
+            disk_space: asked.disk_space,
             attention_scale: attention_scale(model),
         })
     }

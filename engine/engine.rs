@@ -3,6 +3,7 @@
 //! Owns all state of the requests it serves. Knows neither threads nor channels nor clocks:
 //! what happened in a step is returned as events.
 
+pub mod pins;
 pub mod verbs;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::sequence::{RequestId, Roots, Rules, Sequence, SequenceId};
 use crate::store::{Codec, SavedFile};
 use crate::tiering::Tiering;
+use pins::Pin;
 
 /// Most choices of one request.
 const MAX_N: u32 = 128;
@@ -37,6 +39,7 @@ pub struct Engine<R> {
     next_sequence: u64,
     next_request: u64,
     next_ticket: u64,
+    pins: Vec<Pin>,
     tiering: Tiering,
     /// What all names of KV start from.
     identity: KvIdentity,
@@ -145,6 +148,7 @@ impl<R: Runner> Engine<R> {
             next_sequence: 0,
             next_request: 0,
             next_ticket: 0,
+            pins: Vec::new(),
             tiering: Tiering::new(codec),
             identity: tiers.identity,
             counters: Counters::default(),

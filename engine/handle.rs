@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use strand_models::{ChatTemplate, GenerationDefaults, Tokenizer, Training};
 use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::batch::Runner;
 use crate::cache::{ChunkId, KvVariant, TiersOf};
 use crate::config::EnginePlan;
+use crate::engine::pins::PinOutcome;
 use crate::engine::verbs::{Erased, Unloaded};
 use crate::engine::{Engine, Outcome, Stats};
 use crate::error::Error;
@@ -33,6 +34,7 @@ enum Command {
     Residency { prompt: Vec<Segment>, accepted: KvVariant, answer: Answer<Vec<TiersOf>> },
     Save { prompt: Vec<Segment>, codec: Codec, answer: Answer<SavedFile> },
     Unload { prompt: Vec<Segment>, accepted: KvVariant, answer: Answer<Unloaded> },
+    Pin { prompt: Vec<Segment>, accepted: KvVariant, time: Duration, answer: Answer<PinOutcome> },
     Erase { chunk: ChunkId, answer: Answer<Erased> },
     Forget { chunk: ChunkId, answer: oneshot::Sender<Erased> },
     Stats(oneshot::Sender<Stats>),
@@ -173,6 +175,16 @@ impl EngineHandle {
         self.ask(|answer| Command::Unload { prompt, accepted, answer })?
     }
 
+    /// Lets the KV of a prompt's last segment, a chunk, leave the pool last, for a time.
+    pub fn pin(
+        &self,
+        prompt: Vec<Segment>,
+        accepted: KvVariant,
+        time: Duration,
+    ) -> Result<PinOutcome, Error> {
+        self.ask(|answer| Command::Pin { prompt, accepted, time, answer })?
+    }
+
     /// Removes a chunk's KV from every tier, and waits until the disk has done so.
     pub fn erase(&self, chunk: ChunkId) -> Result<Erased, Error> {
         self.ask(|answer| Command::Erase { chunk, answer })?
@@ -213,6 +225,7 @@ struct EngineLoop<R> {
     io: Option<IoThreads>,
     listeners: HashMap<RequestId, mpsc::Sender<Event>>,
     pending: HashMap<Ticket, Pending>,
+    started: Instant,
     prefill_seconds: f64,
     decode_seconds: f64,
     prefill_tokens: u64,
@@ -227,6 +240,7 @@ impl<R: Runner> EngineLoop<R> {
             io,
             listeners: HashMap::new(),
             pending: HashMap::new(),
+            started: Instant::now(),
             prefill_seconds: 0.0,
             decode_seconds: 0.0,
             prefill_tokens: 0,
@@ -250,6 +264,7 @@ impl<R: Runner> EngineLoop<R> {
                 }
             }
             self.cancel_abandoned();
+            self.engine.expire_pins(self.started.elapsed());
             self.step();
             self.dispatch();
         }
@@ -273,6 +288,10 @@ impl<R: Runner> EngineLoop<R> {
             },
             Command::Unload { prompt, accepted, answer } => {
                 drop(answer.send(self.engine.unload(prompt, accepted)));
+            }
+            Command::Pin { prompt, accepted, time, answer } => {
+                let now = self.started.elapsed();
+                drop(answer.send(self.engine.pin(prompt, accepted, time, now)));
             }
             Command::Erase { chunk, answer } => match self.engine.erase(chunk) {
                 (erased, Some(ticket)) => {

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::cache::{KvSegment, KvVariant};
+use crate::cache::{KvId, KvSegment, KvVariant};
 use crate::error::Error;
 use crate::segment_kv::SegmentKv;
 use crate::store::{Coding, Expected, KvRecord, KvShape, Loaded, Quarantined, Store};
@@ -22,6 +22,8 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// A door to the data folder, and what it takes to read and write a model's KV.
 pub struct IoWorker {
     pub store: Store,
+    /// Bytes that KV files may take in all; the least valuable go.
+    pub disk_space: u64,
     pub shape: KvShape,
     pub coding: Coding,
 }
@@ -38,7 +40,8 @@ impl IoWorker {
             IoJob::Save { ticket, segment, data, codec } => {
                 let record = self.record(&segment);
                 let saved = self.store.save(&record, &data, codec, &self.coding);
-                IoDone::Saved { ticket, segment, result: saved.map_err(Error::from) }
+                let removed = if saved.is_ok() { self.collect(segment.kv) } else { Vec::new() };
+                IoDone::Saved { ticket, segment, result: saved.map_err(Error::from), removed }
             }
             IoJob::Erase { ticket, chunk } => {
                 let erased = self.store.erase(chunk);
@@ -63,6 +66,18 @@ impl IoWorker {
                 None
             }
         }
+    }
+
+    /// Makes room for what was just saved; returns what had to go.
+    fn collect(&self, saved: KvId) -> Vec<KvId> {
+        let files = self.store.kv_files().unwrap_or_default();
+        let bytes: u64 = files.iter().map(|file| file.bytes).sum();
+        if bytes <= self.disk_space {
+            return Vec::new();
+        }
+        // files that can't be removed stay, and are tried again after the next save
+        let collected = self.store.make_room(self.disk_space, saved).unwrap_or_default();
+        collected.into_iter().map(|file| file.kv_id).collect()
     }
 
     fn warn(&self, what: std::fmt::Arguments) {
@@ -142,7 +157,7 @@ impl IoThreads {
         {
             let result = Err(Error::WriteBudget { budget: WRITE_BUDGET });
             let segment = segment.clone();
-            return Some(IoDone::Saved { ticket: None, segment, result });
+            return Some(IoDone::Saved { ticket: None, segment, result, removed: Vec::new() });
         }
         let door = match &job {
             IoJob::Load { .. } => &self.reads,

@@ -28,6 +28,7 @@ mod tiering;
 
 pub use cache::{ChunkId, KvVariant, Sees, Tier, TiersOf};
 pub use config::{EngineConfig, EnginePlan, Machine};
+pub use engine::pins::PinOutcome;
 pub use engine::verbs::{Erased, Unloaded};
 pub use engine::{DiskSetup, Engine, Outcome, Stats, TierSetup};
 pub use error::Error;

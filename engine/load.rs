@@ -101,6 +101,7 @@ fn tiers(
     };
     let worker = |store| IoWorker {
         store,
+        disk_space: plan.disk_space,
         shape,
         coding: Coding { rotary: Some(rotary.clone()), threads: plan.threads },
     };

@@ -157,6 +157,11 @@ impl Scheduler {
         (self.blocks.erase(chunk), self.tiers.forget(chunk))
     }
 
+    /// Lets a segment's blocks go last when blocks run out, or as any other's again.
+    pub fn set_pinned(&mut self, segment: &KvSegment, pinned: bool) {
+        self.blocks.set_pinned(segment, pinned);
+    }
+
     /// Takes a segment's blocks out of the pool. Returns how many there were.
     pub fn unload(&mut self, segment: &KvSegment) -> usize {
         self.blocks.unload(segment)

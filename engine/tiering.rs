@@ -49,6 +49,8 @@ pub enum IoDone {
         ticket: Option<Ticket>,
         segment: Arc<KvSegment>,
         result: Result<SavedFile, Error>,
+        /// What the disk gave up to stay within its budget.
+        removed: Vec<KvId>,
     },
     Erased {
         ticket: Ticket,

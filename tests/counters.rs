@@ -1,13 +1,22 @@
 //! What switching, sharing and moving chunks costs, in tokens and blocks.
 
+use std::time::Duration;
+
 use strand_engine::context::{Chunk, ChunkKind, Context, Conversation, ReusePolicy};
-use strand_engine::{EngineConfig, EngineHandle, Event, KvVariant, Request, Reuse, Segment};
+use strand_engine::{
+    EngineConfig, EngineHandle, Event, KvVariant, PinOutcome, Request, Reuse, Segment,
+};
 use strand_models::{ModelFiles, ModelSource};
 
 fn engine() -> EngineHandle {
+    engine_of(256 << 20)
+}
+
+fn engine_of(kv_memory: u64) -> EngineHandle {
     let files = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
     let config = EngineConfig {
-        kv_memory: Some(256 << 20),
+        kv_memory: Some(kv_memory),
+        max_model_len: Some(512),
         host_memory: Some(16 << 20),
         ..EngineConfig::default()
     };
@@ -109,6 +118,37 @@ fn fifty_contexts_share_one_copy_of_a_chunk_wherever_it_stands() {
     }
     assert_eq!(idle(), copies, "no block more than before");
     assert_eq!(engine.stats().expect("it runs").encoded_tokens, encoded + 50);
+}
+
+#[test]
+fn a_pin_is_soft_and_has_a_budget_and_a_time_limit() {
+    let engine = engine_of(2 << 20);
+    let mut context = context(ReusePolicy::Independent);
+    context.load(chunk(&engine, 0), true);
+    let place = context.segments_to(0);
+    let pin = |seconds| {
+        let time = Duration::from_secs(seconds);
+        engine.pin(place.clone(), KvVariant::Lossless, time).expect("it can be asked")
+    };
+    assert_eq!(pin(60), PinOutcome::Absent);
+    ask(&engine, context.encode(0).prompt);
+    assert_eq!(pin(60), PinOutcome::Accepted);
+    assert_eq!(pin(1_000_000), PinOutcome::Clipped(Duration::from_hours(1)));
+
+    // all chunks are in the pool, half of which may be pinned
+    let blocks = context.entries()[0].chunk.ids.len().div_ceil(engine.plan().block_size);
+    let fitting = engine.plan().num_blocks / 2 / blocks;
+    let mut budget = Vec::new();
+    for number in 1..=fitting {
+        context.load(chunk(&engine, number), true);
+        ask(&engine, context.encode(number).prompt);
+        let place = context.segments_to(number);
+        let time = Duration::from_secs(60);
+        budget.push(engine.pin(place, KvVariant::Lossless, time).expect("it can be asked"));
+    }
+    let accepted = budget.iter().filter(|&&outcome| outcome == PinOutcome::Accepted).count();
+    assert_eq!(accepted, fitting - 1, "the first one is pinned too");
+    assert!(matches!(budget.last(), Some(PinOutcome::OverBudget { .. })), "{budget:?}");
 }
 
 /// The shortest of turns.

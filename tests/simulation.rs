@@ -3,14 +3,15 @@
 //! entries, so a wrong block, or a right one with a wrong past, shows as a wrong token.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use strand_engine::batch::{Batch, BatchRow, RowOutput, Runner, Sampled};
 use strand_engine::cache::{ChunkId, KvId, KvVariant};
 use strand_engine::sequence::RequestId;
 use strand_engine::store::{Codec, SavedFile};
 use strand_engine::{
-    DiskSetup, Engine, EnginePlan, Error, Event, FinishReason, IoDone, IoJob, Limits, Request,
-    Restore, Reuse, SamplingParams, Sees, Segment, SegmentKv, TierSetup,
+    DiskSetup, Engine, EnginePlan, Error, Event, FinishReason, IoDone, IoJob, Limits, PinOutcome,
+    Request, Restore, Reuse, SamplingParams, Sees, Segment, SegmentKv, TierSetup,
 };
 use strand_kernels::{KvDtype, WeightDtype};
 
@@ -180,6 +181,7 @@ fn plan(random: &mut Random) -> EnginePlan {
         vocab_size: VOCAB,
         host_memory: 0,
         kv_codec: Codec::Raw,
+        disk_space: 0,
         attention_scale: 100,
     }
 }
@@ -334,14 +336,14 @@ impl Disk {
             }
             IoJob::Save { ticket, segment, .. } if random.chance(10) => {
                 let result = Err(Error::WriteBudget { budget: 0 });
-                IoDone::Saved { ticket, segment, result }
+                IoDone::Saved { ticket, segment, result, removed: Vec::new() }
             }
             IoJob::Save { ticket, segment, data, .. } => {
                 self.files.insert(segment.kv, (segment.chunk, (*data).clone()));
                 let (kv_id, bytes) = (segment.kv, data.num_bytes());
                 let saved =
                     SavedFile { kv_id, file_bytes: bytes, payload_bytes: bytes, raw_bytes: bytes };
-                IoDone::Saved { ticket, segment, result: Ok(saved) }
+                IoDone::Saved { ticket, segment, result: Ok(saved), removed: Vec::new() }
             }
             IoJob::Erase { ticket, chunk } => {
                 self.files.retain(|_, (of, _)| *of != chunk);
@@ -364,6 +366,7 @@ struct Seen {
     erased_blocks: usize,
     saved: u64,
     unloaded: u64,
+    pinned: u64,
     reuse: Reuse,
 }
 
@@ -401,6 +404,13 @@ fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
             let chunk = chunk_id(random.between(0, 3), 0, [1, 4, 9][random.between(0, 3)]);
             seen.erased_blocks += engine.erase(chunk).0.blocks;
             assert_eq!(engine.erase(chunk).0.blocks, 0, "erased is erased");
+        }
+        if random.chance(5) {
+            let placed = vec![self::chunk(&mut random, &texts)];
+            let (time, now) = (random.between(0, 50) as u64, seen.steps);
+            let (time, now) = (Duration::from_secs(time), Duration::from_secs(now));
+            let outcome = engine.pin(placed, KvVariant::Lossless, time, now);
+            seen.pinned += u64::from(outcome.is_ok_and(|outcome| outcome == PinOutcome::Accepted));
         }
         if random.chance(10) {
             let placed = vec![self::chunk(&mut random, &texts)];
@@ -503,7 +513,7 @@ fn random_load_answers_right_and_gives_every_block_back() {
     assert!(seen.finished > 5_000 && seen.cancelled > 500 && seen.refused > 500, "{seen:?}");
     assert!(seen.failed > 50 && seen.preemptions > 1_000, "{seen:?}");
     assert!(seen.cached_tokens > 10_000 && seen.erased_blocks > 100, "{seen:?}");
-    assert!(seen.saved > 100 && seen.unloaded > 100, "{seen:?}");
+    assert!(seen.saved > 100 && seen.unloaded > 100 && seen.pinned > 50, "{seen:?}");
     assert!(seen.reuse.host > 500 && seen.reuse.disk > 500, "{seen:?}");
     assert!(seen.reuse.recomputed > 500, "{seen:?}");
 }

@@ -5,10 +5,10 @@
 //! value of the last one that went (GDSF; all full blocks cost the same bytes, and nearly the same
 //! to compute again). Among equals the one that idles longest goes. Knows nothing of devices.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::{BlockHash, BlockId, ChunkId, KvSegment};
+use super::{BlockHash, BlockId, ChunkId, KvId, KvSegment};
 
 /// A block's life: `Free -> Filling -> Sealed -> Idle -> Free`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,12 @@ pub struct BlockManager {
     clock: u64,
     arrivals: u64,
     departures: Vec<Departure>,
+    /// Segments whose idle blocks go last.
+    pinned: HashSet<KvId>,
 }
+
+/// Added to the value of what is pinned: it goes when all else has gone, and not before.
+const PINNED: u64 = 1 << 62;
 
 impl BlockManager {
     pub fn new(num_blocks: usize) -> Self {
@@ -86,6 +91,7 @@ impl BlockManager {
             clock: 0,
             arrivals: 0,
             departures: Vec::new(),
+            pinned: HashSet::new(),
         }
     }
 
@@ -126,7 +132,7 @@ impl BlockManager {
 
     fn evict(&mut self) -> BlockId {
         let (rank, id) = self.idle.pop_first().expect("the caller counted the available blocks");
-        self.clock = rank.0;
+        self.clock = rank.0 % PINNED;
         let identity = self.blocks[id.0 as usize].identity.as_ref();
         if let Some(segment) = identity.and_then(|identity| identity.segment.clone())
             && let Some(blocks) = self.blocks_of(&segment)
@@ -235,14 +241,40 @@ impl BlockManager {
                 continue;
             }
             if block.state == BlockState::Sealed {
-                let uses = block.identity.as_ref().map_or(0, |identity| identity.uses);
-                block.rank = (self.clock + uses, self.arrivals);
                 block.state = BlockState::Idle;
-                self.arrivals += 1;
-                self.idle.insert((block.rank, id));
+                self.rank(id);
             } else {
                 block.state = BlockState::Free;
                 self.free.push_back(id);
+            }
+        }
+    }
+
+    /// Gives an idle block its place among the others.
+    fn rank(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id.0 as usize];
+        let identity = block.identity.as_ref().expect("an idle block has an identity");
+        let segment = identity.segment.as_ref();
+        let is_pinned = segment.is_some_and(|segment| self.pinned.contains(&segment.kv));
+        let value = self.clock + identity.uses + if is_pinned { PINNED } else { 0 };
+        block.rank = (value, self.arrivals);
+        self.arrivals += 1;
+        self.idle.insert((block.rank, id));
+    }
+
+    /// Lets the blocks of a segment go last, or as any other's again. Never keeps one from who
+    /// needs it.
+    pub fn set_pinned(&mut self, segment: &KvSegment, pinned: bool) {
+        match pinned {
+            true => self.pinned.insert(segment.kv),
+            false => self.pinned.remove(&segment.kv),
+        };
+        for hash in &segment.hashes {
+            let Some(&id) = self.by_hash.get(hash) else { continue };
+            let block = &self.blocks[id.0 as usize];
+            if block.state == BlockState::Idle {
+                self.idle.remove(&(block.rank, id));
+                self.rank(id);
             }
         }
     }
@@ -373,21 +405,63 @@ mod tests {
         manager.check_invariants([[often].as_slice()].into_iter());
     }
 
+    /// A segment of two blocks of one token each.
+    fn segment(tokens: [u32; 2]) -> Arc<KvSegment> {
+        Arc::new(KvSegment {
+            kv: KvIdentity::default().root(KvVariant::Lossless).kv_id(&tokens, &[]),
+            chunk: ChunkId::of(b"a"),
+            variant: KvVariant::Lossless,
+            identity: Arc::default(),
+            tokens: tokens.into(),
+            seen: [].into(),
+            first_position: 0,
+            hashes: tokens.map(|token| name(&[token])).into(),
+        })
+    }
+
+    #[test]
+    fn the_pinned_goes_last_and_goes_where_it_must() {
+        let mut manager = BlockManager::new(4);
+        let pinned = segment([1, 2]);
+        let table = manager.try_allocate(4).expect("four are free");
+        for (token, &id) in (1..).zip(&table) {
+            let segment = (token < 3).then(|| pinned.clone());
+            manager.seal(id, name(&[token]), &[token], Owner { chunk: None, segment });
+        }
+        manager.release(table.clone());
+        manager.set_pinned(&pinned, true);
+        let mut others = manager.try_allocate(2).expect("all are idle");
+        others.sort();
+        assert_eq!(others, table[2..], "the others first");
+        assert_eq!(manager.try_allocate(2).map(|ids| ids.len()), Some(2), "then the pinned");
+        assert!(manager.clock < PINNED);
+    }
+
+    #[test]
+    fn a_pin_ends() {
+        let mut manager = BlockManager::new(3);
+        let pinned = segment([1, 2]);
+        let table = manager.try_allocate(3).expect("three are free");
+        for (token, &id) in (1..).zip(&table) {
+            let segment = (token < 3).then(|| pinned.clone());
+            manager.seal(id, name(&[token]), &[token], Owner { chunk: None, segment });
+        }
+        let other = manager.acquire(name(&[3]), &[3]).expect("it is there");
+        manager.set_pinned(&pinned, true);
+        manager.release([&table[..], &[other]].concat());
+        manager.set_pinned(&pinned, false);
+        let mut first = manager.try_allocate(2).expect("all are idle");
+        first.sort();
+        assert_eq!(first, table[..2], "the other was used more often");
+        manager.check_invariants([first.as_slice()].into_iter());
+    }
+
     #[test]
     fn a_segment_departs_whole_before_it_loses_a_block() {
         let mut manager = BlockManager::new(3);
         let table = manager.try_allocate(2).expect("three are free");
         let hashes = [name(&[1]), name(&[2])];
-        let segment = Arc::new(KvSegment {
-            kv: KvIdentity::default().root(KvVariant::Lossless).kv_id(&[1, 2], &[]),
-            chunk: ChunkId::of(b"a"),
-            variant: KvVariant::Lossless,
-            identity: Arc::default(),
-            tokens: [1, 2].into(),
-            seen: [].into(),
-            first_position: 0,
-            hashes: hashes.into(),
-        });
+        let segment = segment([1, 2]);
         let owner = || Owner { chunk: Some(segment.chunk), segment: Some(segment.clone()) };
         manager.seal(table[0], hashes[0], &[1], owner());
         assert_eq!(manager.blocks_of(&segment), None);

@@ -111,7 +111,8 @@ impl<R: Runner> Engine<R> {
                 self.loaded(&segment, data, seconds);
                 None
             }
-            IoDone::Saved { ticket, segment, result } => {
+            IoDone::Saved { ticket, segment, result, removed } => {
+                removed.into_iter().for_each(|kv| self.scheduler.tiers_mut().forget_disk(kv));
                 if self.tiering.saved(segment.kv) && result.is_ok() {
                     self.scheduler.tiers_mut().put_disk(segment.kv, segment.chunk);
                 }
@@ -167,7 +168,7 @@ impl<R: Runner> Engine<R> {
     }
 
     /// The KV that a prompt's last segment, a chunk, has or would have.
-    fn last_chunk(
+    pub(super) fn last_chunk(
         &self,
         prompt: Vec<Segment>,
         accepted: KvVariant,

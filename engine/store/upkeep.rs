@@ -119,31 +119,63 @@ impl Store {
     pub fn gc(&self, budget: Option<u64>) -> Result<Collected, StoreError> {
         let mut collected = Collected::default();
         let chunks: BTreeSet<ChunkId> = self.chunks()?.into_iter().map(|info| info.id).collect();
-        let leased: BTreeSet<ChunkId> = self.leases()?.into_iter().collect();
-        let (now, mut files) = (now(), self.kv_files()?);
-        files.sort_by(|a, b| worth(a, now).total_cmp(&worth(b, now)).then(a.kv_id.cmp(&b.kv_id)));
+        let files = self.files_by_worth()?;
         let (kept, orphans): (Vec<KvFile>, Vec<KvFile>) =
             files.into_iter().partition(|file| chunks.contains(&file.chunk));
-        let mut bytes: u64 = kept.iter().map(|file| file.bytes).sum();
-        let mut unwanted = orphans;
-        for file in kept {
-            if bytes > budget.unwrap_or(u64::MAX) && !leased.contains(&file.chunk) {
-                bytes -= file.bytes;
-                unwanted.push(file);
-            }
-        }
-        for file in unwanted {
-            self.remove_kv(file.kv_id)?;
-            self.index.remove_file(file.kv_id)?;
-            collected.freed_bytes += file.bytes;
-            collected.removed.push(file);
-        }
-        collected.kept_bytes = bytes;
+        let all: u64 = kept.iter().map(|file| file.bytes).sum();
+        let excess = self.least_worth(kept, budget.unwrap_or(u64::MAX))?;
+        collected.kept_bytes = all - excess.iter().map(|file| file.bytes).sum::<u64>();
+        let unwanted = [orphans, excess].concat();
+        collected.freed_bytes = unwanted.iter().map(|file| file.bytes).sum();
+        self.remove_files(&unwanted)?;
+        collected.removed = unwanted;
         collected.leftovers = remove_old(&self.folder.quarantined(), KEEP_QUARANTINED, |_| true)?
             + remove_old(&self.folder.kv(), KEEP_TEMPORARY, |name| name.ends_with(".tmp"))?;
         self.sync_kv()?;
         self.index.count(&[("files removed", collected.removed.len() as u64)])?;
         Ok(collected)
+    }
+
+    /// Keeps all files within `budget` bytes for the sake of one that was just saved, which stays,
+    /// as do leased chunks. Returns what was removed.
+    pub fn make_room(&self, budget: u64, saved: KvId) -> Result<Vec<KvFile>, StoreError> {
+        let (own, others): (Vec<KvFile>, Vec<KvFile>) =
+            self.files_by_worth()?.into_iter().partition(|file| file.kv_id == saved);
+        let own: u64 = own.iter().map(|file| file.bytes).sum();
+        let unwanted = self.least_worth(others, budget.saturating_sub(own))?;
+        self.remove_files(&unwanted)?;
+        self.sync_kv()?;
+        self.index.count(&[("files removed", unwanted.len() as u64)])?;
+        Ok(unwanted)
+    }
+
+    /// The least worth first.
+    fn files_by_worth(&self) -> Result<Vec<KvFile>, StoreError> {
+        let (now, mut files) = (now(), self.kv_files()?);
+        files.sort_by(|a, b| worth(a, now).total_cmp(&worth(b, now)).then(a.kv_id.cmp(&b.kv_id)));
+        Ok(files)
+    }
+
+    /// Of files by worth, those that are too many for a budget; leased chunks stay.
+    fn least_worth(&self, files: Vec<KvFile>, budget: u64) -> Result<Vec<KvFile>, StoreError> {
+        let leased: BTreeSet<ChunkId> = self.leases()?.into_iter().collect();
+        let mut bytes: u64 = files.iter().map(|file| file.bytes).sum();
+        let mut unwanted = Vec::new();
+        for file in files.into_iter().filter(|file| !leased.contains(&file.chunk)) {
+            if bytes > budget {
+                bytes -= file.bytes;
+                unwanted.push(file);
+            }
+        }
+        Ok(unwanted)
+    }
+
+    fn remove_files(&self, files: &[KvFile]) -> Result<(), StoreError> {
+        for file in files {
+            self.remove_kv(file.kv_id)?;
+            self.index.remove_file(file.kv_id)?;
+        }
+        Ok(())
     }
 
     fn remove_kv(&self, id: KvId) -> Result<(), StoreError> {

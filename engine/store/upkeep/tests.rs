@@ -106,6 +106,25 @@ fn collecting_removes_orphans_then_what_is_worth_least() {
 }
 
 #[test]
+fn room_is_made_for_what_was_just_saved() {
+    let scratch = Scratch::new();
+    let store = Store::open(scratch.path()).unwrap();
+    let [used, unused, leased, saved] = [1, 2, 3, 4].map(|seed| fill(&store, seed).0);
+    found(&store, &used);
+    store.lease(leased.chunk, 1000).unwrap();
+    let all: u64 = store.kv_files().unwrap().iter().map(|file| file.bytes).sum();
+    let room = |budget| {
+        let removed = store.make_room(budget, saved.kv_id()).unwrap();
+        removed.iter().map(|file| file.kv_id).collect::<Vec<_>>()
+    };
+    assert_eq!(room(all), [], "all fit");
+    assert_eq!(room(all - 1), [unused.kv_id()]);
+    assert_eq!(room(0), [used.kv_id()], "the new and the leased stay");
+    assert_eq!(store.kv_files().unwrap().len(), 2);
+    no_problems(&store);
+}
+
+#[test]
 fn old_leftovers_are_collected() {
     let scratch = Scratch::new();
     let store = Store::open(scratch.path()).unwrap();
