@@ -3,8 +3,12 @@ personas. Each chunk knows what can be asked about it and what it nearly, but no
 
 from functools import partial
 
-from values import HERE, Values, article, plural
+from values import HERE, WORDS, Values, article, plural
 
+# how many of the chunks are of which kind, and the mix that dwells on what is learnt last: values
+# that stand before the word one asks for
+MIX = dict(notes=4, plain_notes=4, config=4, letter=1, readme=1, code=1, inventory=1, memory=2)
+HARD = dict(notes=5, plain_notes=3, config=3, letter=2, readme=2, code=2, inventory=4, memory=1)
 # facts.txt: entity kind / attribute / value / statements / questions / answer, with {e} entity,
 # {a} attribute, {v} value, {n} value with its article. Most attributes also have generic forms.
 SPEC = {}
@@ -13,20 +17,25 @@ with open(HERE + "/facts.txt") as lines:
         kind, attribute, value, *rest = line.strip("\n").split("/")
         rest = [[x for x in part.split("|") if x] for part in rest]
         SPEC.setdefault(kind, {})[attribute] = value, *rest
-
-
-def capital(s):
-    """Capitalises a sentence that starts with a word of ours; names keep their spelling."""
-    return s[0].upper() + s[1:] if s.split(" ")[0] in ("the", "we") else s
+TOPICS = dict(pair.split("=") for pair in WORDS["topic"])       # the kind of value a topic has
+# settings: a file's ending -> how it writes a constant, its comment mark, first lines
+STYLES = dict(py=("{k} = {v}", "#", "import os", "# settings"), env=("{k}={v}", ""),
+              rs=("const {k}: {t} = {v};", "//", "//! Settings.", "use std::env;"),
+              js=("const {k} = {v};", "//"), toml=("{k} = {v}", ""), yaml=("{k}: {v}", "#"),
+              json=('  "{k}": {v},', "", "{"), h=("#define {k} {v}", "//"), ini=("{k} = {v}", ""))
 
 
 def phrase(template, e, a, v):
-    return capital(template.format(e=e, a=a, v=v, n=article(v)))
+    """Capitalises a sentence that starts with a word of ours; names keep their spelling."""
+    s = template.format(e=e, a=a, v=v, n=article(v))
+    return s[0].upper() + s[1:] if s.split(" ")[0] in ("the", "we") else s
 
 
-def fact(e, a, v, says, asks, line=None):
-    """One fact: sentences that state it, [(question, answer)], and its line in a list."""
+def fact(e, a, v, says, asks, answer=None, line=None):
+    """One fact: sentences that state it, [(question, answer)], and its line in a list. `asks` are
+    such pairs, or questions that all have `answer`."""
     fill = partial(phrase, e=e, a=a, v=v)
+    asks = [(q, answer) for q in asks] if answer is not None else asks
     return dict(e=e, a=a, v=v, says=[fill(x) for x in says], line=line or f"{a}: {v}",
                 asks=[(fill(q), fill(x)) for q, x in asks])
 
@@ -35,15 +44,15 @@ class Chunks(Values):
     """`facts` is the inclusive range of facts per chunk. A chunk is a dict of kind, name, body,
     facts, missing: facts of the same sort that it does not hold."""
 
-    def __init__(self, seed, facts):
+    def __init__(self, seed, facts, mix=MIX):
         super().__init__(seed)
         self.facts = facts
+        self.kinds = [getattr(self, kind) for kind, share in mix.items() for _ in range(share)]
 
     def entity(self, kind):
         def draw():
-            if kind == "person": return self.value("person")
+            if kind in ("person", "place"): return self.value(kind)
             if kind == "day": return self.value("name")
-            if kind == "place": return self.value("place")
             if kind == "object":
                 who = self.value("name")
                 return self.pick((f"the {self.value('thing')}", f"the {self.value('thing')}",
@@ -53,8 +62,7 @@ class Chunks(Values):
                 s = self.syllables(2, 3)
                 return self.pick((s, f"{s}-{self.word('noun')}", s.capitalize(),
                                   f"{self.common()}-{self.word('noun')}"))
-            head = self.pick("festival meeting wedding race auction concert trial party "
-                             "conference workshop exam launch".split())
+            head = self.word("event")
             return f"the {self.pick((self.value('name'), self.common()))} {head}"
         return self.fresh(draw)
 
@@ -73,12 +81,7 @@ class Chunks(Values):
     def topic(self):
         """A noun phrase that can have a value, and the value's kind: open vocabulary on purpose."""
         head = self.word("thing")
-        kinds = dict(password="secret", code="secret", key="secret", token="secret", pin="number",
-                     port="port", email="email", host="host", url="url", path="path", date="date",
-                     time="time", color="colour", colour="colour", city="city", address="host",
-                     phone="phone", budget="money", price="money", deadline="date", model="serial",
-                     version="version", language="language", limit="number", count="number")
-        value = kinds.get(head, "any") if self.chance(0.85) else "any"
+        value = TOPICS.get(head, "any") if self.chance(0.85) else "any"
         first = self.pick((self.word("about"), self.word("about"), self.common(), ""))
         if first == head:
             first = ""
@@ -88,43 +91,33 @@ class Chunks(Values):
 
     def plain(self, mine=False):
         """`The wifi password is x.`, `Anna's badge number is 7.`, `My ...`: a newcomer's facts."""
+        the = "The {a} is {v}."
         if not mine and self.chance(0.15):
             first = self.pick((self.word("about"), self.common(), ""))
             role = self.fresh(lambda: f"{first} {self.word('role')}".strip())
-            v = self.value("person")
-            the, asks = "The {a} is {v}.", ("Who is the {a}?", "Who is our {a}?",
-                                            "What is the name of the {a}?")
-            return fact(role, role, v, [the, "{v} is the {a}.", "Our {a} is {v}."],
-                        [(q, the) for q in asks])
-        kinds = {}
-
-        def draw():
-            a, kind = self.topic()
-            kinds[a] = kind
-            return a
-
-        a = self.fresh(draw)
-        v = self.value(kinds[a])
+            asks = "Who is the {a}?", "Who is our {a}?", "What is the name of the {a}?"
+            return fact(role, role, self.value("person"),
+                        [the, "{v} is the {a}.", "Our {a} is {v}."], asks, the)
+        while (topic := self.topic())[0] in self.used:
+            pass
+        a, v = topic[0], self.value(topic[1])
+        self.used.add(a)
         if mine:
-            return fact("my", a, v, ["My {a} is {v}."], [("What is my {a}?", "Your {a} is {v}."),
-                                                         ("Tell me my {a}.", "Your {a} is {v}.")])
+            return fact("my", a, v, ["My {a} is {v}."], ("What is my {a}?", "Tell me my {a}."),
+                        "Your {a} is {v}.")
         line = a if self.chance(0.5) else a[0].upper() + a[1:]
         line += self.pick((": ", ": ", " = ", " is ")) + v
         if self.chance(0.25):
-            e = self.value("name")
-            return fact(e, a, v, ["{e}'s {a} is {v}.", "The {a} of {e} is {v}."],
-                        [("What is {e}'s {a}?", "{e}'s {a} is {v}."),
-                         ("What is the {a} of {e}?", "The {a} of {e} is {v}.")], f"{e}'s {line}")
-        the = "The {a} is {v}."
+            e, of, own = self.value("name"), "The {a} of {e} is {v}.", "{e}'s {a} is {v}."
+            asks = ("What is {e}'s {a}?", own), ("What is the {a} of {e}?", of)
+            return fact(e, a, v, [own, of], asks, None, f"{e}'s {line}")
         asks = ["What is the {a}?"] * 3 + ["What's the {a}?", "Tell me the {a}.",
                                            "Do you know the {a}?", "Which {a} do we use?"]
-        return fact(a, a, v, [the, the, "Our {a} is {v}.", "Remember: the {a} is {v}."],
-                    [(q, the) for q in asks], line)
+        return fact(a, a, v, [the, the, "Our {a} is {v}.", "Remember: the {a} is {v}."], asks, the,
+                    line)
 
     def chunk(self):
-        make = self.pick([self.notes] * 4 + [self.plain_notes] * 4 + [self.config] * 4 + [
-            self.letter, self.readme, self.code, self.inventory, self.memory, self.memory])
-        c = make()
+        c = self.pick(self.kinds)()
         if self.chance(0.5):
             c["body"] += "\n"
         return c
@@ -137,8 +130,8 @@ class Chunks(Values):
         folder = self.pick(("", "", "", "docs/", "src/", self.common() + "/"))
         return f"{folder}{name}.{self.pick(endings)}"
 
-    def facts_about(self, kinds, n):
-        facts, missing = [], []
+    def facts_about(self, *kinds):
+        n, facts, missing = self.some(self.facts), [], []
         while len(facts) < n:
             kind = self.pick(kinds)
             table = list(SPEC[kind])
@@ -162,13 +155,11 @@ class Chunks(Values):
         return self.pick((" ", "\n")).join(out)
 
     def notes(self):
-        kinds = "person place object project event".split()
-        facts, missing = self.facts_about(kinds, self.some(self.facts))
+        facts, missing = self.facts_about("person", "place", "object", "project", "event")
         style, last, lines = self.some((0, 4)), None, []
         if style == 0:
             for f in facts:
-                if f["e"] != last:
-                    lines.append("## " + f["e"])
+                lines += [] if f["e"] == last else ["## " + f["e"]]
                 lines.append("- " + f["line"])
                 last = f["e"]
         elif style == 1:
@@ -188,23 +179,21 @@ class Chunks(Values):
         ask = "What is my {a}?" if mine else "What is the {a}?"
         for head in [f["a"].split()[-1] for f in facts[:2]]:  # near misses: a word of a known topic
             a = self.fresh(lambda: f"{self.pick((self.word('about'), self.common()))} {head}")
-            missing.append(fact(a, a, "", [], [(ask, "")]))
-        style = self.some((0, 2))
-        if style or mine:
+            missing.append(fact(a, a, "", [], [ask], ""))
+        if self.some((0, 2)) or mine:
             body = self.prose(facts)
         else:
             body = "\n".join(self.pick(("", "- ")) + f["line"] for f in facts)
-        note = mine or self.chance(0.2)
-        name = self.common() if note else self.file("md", "txt", "txt", "notes")
-        return self.pack("note" if note else "file", name, body, facts, missing)
+        if mine or self.chance(0.2):
+            return self.pack("note", self.common(), body, facts, missing)
+        return self.pack("file", self.file("md", "txt", "txt", "notes"), body, facts, missing)
 
     def letter(self):
-        kinds = "person place object event".split()
-        facts, missing = self.facts_about(kinds, self.some(self.facts))
+        facts, missing = self.facts_about("person", "place", "object", "event")
         a, b = self.entity("day"), self.entity("day")
         says = f"{b} wrote to {a}."
-        facts.append(fact(a, "writer", b, [says], [(f"Who wrote to {a}?", says)]))
-        body = f"Dear {a},\n{self.prose(facts[:-1])}\nYours, {b}"
+        body = f"Dear {a},\n{self.prose(facts)}\nYours, {b}"
+        facts.append(fact(a, "writer", b, [says], [f"Who wrote to {a}?"], says))
         return self.pack("file", "letter_" + self.file("txt"), body, facts, missing)
 
     def readme(self):
@@ -224,37 +213,28 @@ class Chunks(Values):
                               f"{w('const')}_{x()}_{w('const2')}"))
 
         name = self.fresh(lambda: draw().upper() if upper else draw().lower())
-        strings = "secret host url path email seconds name".split()
-        kind = self.pick("number number number port secret host url path float flag email "
-                         "seconds name".split())
+        kind = self.word("setting")
         v = self.value(kind)
-        forms = ["What is {e}?"] * 3 + ["What is the value of {e}?", "What's {e}?",
+        bare = kind in ("number", "port", "float", "flag")
+        asks = ["What is {e}?"] * 3 + ["What is the value of {e}?", "What's {e}?",
                                        "What is {e} set to?", "Tell me {e}.",
                                        "What does {e} equal?", "{e}?"]
-        asks = [(q, "{e} is {v}.") for q in forms]
-        return lambda v: fact(name, name, v, [], asks), v, f'"{v}"' if kind in strings else v
+        return lambda v: fact(name, name, v, [], asks, "{e} is {v}."), v, v if bare else f'"{v}"'
 
     def config(self):
         style = self.pick("py py py rs js env env toml yaml json h ini".split())
-        form = dict(py="{k} = {v}", rs="const {k}: {t} = {v};", js="const {k} = {v};",
-                    env="{k}={v}", toml="{k} = {v}", yaml="{k}: {v}", json='  "{k}": {v},',
-                    h="#define {k} {v}", ini="{k} = {v}")[style]
+        form, mark, *tops = STYLES[style]
         upper = style in ("py", "rs", "js", "env", "h")
         lines, facts = [], []
         if self.chance(0.25):
-            tops = dict(py=("import os", "# settings"), rs=("//! Settings.", "use std::env;"),
-                        json=("{",))
-            lines.append(self.pick(tops.get(style, ("# settings",))))
+            lines.append(self.pick(tops or ["# settings"]))
         for _ in range(self.some(self.facts)):
             make, bare, quoted = self.constant(upper)
             v = bare if style in ("env", "yaml", "ini") else quoted
-            f = make(v)
+            facts.append(make(v))
             t = "&str" if v[0] == '"' else self.pick(("u32", "usize", "f64", "i64"))
-            mark, note = "//" if style in ("rs", "js", "h") else "#", ""
-            if self.chance(0.08) and style in ("py", "rs", "js", "h", "yaml"):
-                note = f"  {mark} {self.common()}"
-            lines.append(form.format(k=f["e"], v=v, t=t) + note)
-            facts.append(f)
+            note = f"  {mark} {self.common()}" if self.chance(0.08) and mark else ""
+            lines.append(form.format(k=facts[-1]["e"], v=v, t=t) + note)
             if self.chance(0.06):
                 lines.append("")
         if style == "json":
@@ -265,47 +245,49 @@ class Chunks(Values):
             head = facts[0]["e"].split("_")
             near = self.fresh(lambda: self.pick((head[0] + "_" + self.word("const2"),
                                                  self.word("const") + "_" + head[-1])))
-            missing.append(fact(near, near, "", [], [("What is {e}?", "")]))
+            missing.append(fact(near, near, "", [], ["What is {e}?"], ""))
         name = ".env" if style == "env" and self.chance(0.5) else self.file(style)
         return self.pack("file", name, "\n".join(lines), facts, missing)
 
-    def code(self):
-        def function():
-            n = self.fresh(lambda: f"{self.word('verb')}_{self.common()}")
-            doc, x = self.value("goal"), self.pick("abnxk")
-            v = f"{x} {self.pick('+-*')} {self.digits(1, 2)}"
-            lines.append(f'def {n}({x}):\n    """{doc.capitalize()}."""\n    return {v}')
-            does = [(q, "{e} will {v}.") for q in ("What does {e} do?", "What is {e} for?")]
-            returns = [("What does {e} return?", "{e} returns {v}.")]
-            return self.pick((fact(n, "doc", doc, [], does), fact(n, "result", v, [], returns)))
+    def function(self):
+        """The source of a function, and a fact about it."""
+        n = self.fresh(lambda: f"{self.word('verb')}_{self.common()}")
+        doc, x = self.value("goal"), self.pick("abnxk")
+        v = f"{x} {self.pick('+-*')} {self.digits(1, 2)}"
+        return f'def {n}({x}):\n    """{doc.capitalize()}."""\n    return {v}', self.pick((
+            fact(n, "doc", doc, [], ("What does {e} do?", "What is {e} for?"), "{e} will {v}."),
+            fact(n, "result", v, [], ["What does {e} return?"], "{e} returns {v}.")))
 
+    def code(self):
         lines, facts = [], []
         for _ in range(self.some(self.facts)):
             if self.chance(0.5):
                 make, _, v = self.constant(True)
-                facts.append(make(v))
-                lines.append(f"{facts[-1]['e']} = {v}")
+                line, f = None, make(v)
+                line = f"{f['e']} = {v}"
             else:
-                facts.append(function())
+                line, f = self.function()
+            lines.append(line)
+            facts.append(f)
         body = self.pick(("\n", "\n\n")).join(lines)
-        missing = self.file("py"), [function(), self.constant(True)[0]("")]
-        return self.pack("file", missing[0], body, facts, missing[1])
+        name = self.file("py")
+        return self.pack("file", name, body, facts,
+                         [self.function()[1], self.constant(True)[0]("")])
 
     def inventory(self):
         def item():
             t = self.fresh(lambda: plural(self.value("thing")))
             n, s = self.digits(1, 3), self.pick("ABCDEFGH") + self.digits(1, 2)
-            many = [(q, "There are {v} {e}.") for q in
-                    ("How many {e} are there?", "How many {e} do we have?")]
-            where = [(q, "The {e} are on shelf {v}.") for q in
-                     ("Where are the {e}?", "On which shelf are the {e}?")]
-            return (f"- {n} {t} (shelf {s})", fact(t, "count", n, [], many),
-                    fact(t, "shelf", s, [], where))
+            lines.append(f"- {n} {t} (shelf {s})")
+            return [fact(t, "count", n, [], ("How many {e} are there?", "How many {e} do we have?"),
+                         "There are {v} {e}."),
+                    fact(t, "shelf", s, [], ("Where are the {e}?", "On which shelf are the {e}?"),
+                         "The {e} are on shelf {v}.")]
 
-        items = [item() for _ in range(self.some(self.facts))]
-        body = "Stock:\n" + "\n".join(x for x, *_ in items)
-        return self.pack("file", self.file("txt", "md"), body,
-                         [f for _, *both in items for f in both], list(item()[1:]))
+        lines = ["Stock:"]
+        facts = [f for _ in range(self.some(self.facts)) for f in item()]
+        body, name = "\n".join(lines), self.file("txt", "md")
+        return self.pack("file", name, body, facts, item())
 
     def memory(self):
         keys = [self.pick(list(SPEC["day"])) for _ in range(self.some(self.facts))]

@@ -8,7 +8,7 @@ blocks its tokens may attend to (-1: all before it) and weight 1 marks an answer
 
 import json
 
-from chunks import SPEC, Chunks
+from chunks import MIX, SPEC, Chunks
 from values import WORDS, article
 
 DUNNO = "I don't know."
@@ -18,6 +18,8 @@ TASK_SUMMARY = "Summarise the conversation in one sentence."
 SMALL_TALK = (("Thanks!", "You are welcome."), ("Thank you.", "You are welcome."),
               ("Bye.", "Goodbye!"), ("What can you do?", "I answer from the active context."),
               ("Hello!", None), ("Hi", None))     # None: a greeting, which depends on the persona
+HEADERS = ("You are a {a} {j}.|Answer from the {n} only.|Today is {d}. Be {a}."
+           "|Answer in one short sentence.|You work for {n}. Use the files.")
 HELLO = "Hello!|Hi!|Hey.|Hi|Hello|Greetings!|Good morning."
 FRIENDLY = "You are very kind.|I like you.|You are a good friend.", "That is kind of you."
 RUDE = "You are a fool.|I hate you.|Go away!|You are useless.", "Do not speak to me like that."
@@ -26,14 +28,17 @@ TELLS = dict(name=("name", "My name is {v}.|I am {v}.|Call me {v}.", "Nice to me
              job=("job", "I work as {n}.|I am {n}.", "So you are {n}."),
              home=("place", "I come from {v}.|I live in {v}.", "I have never been to {v}."),
              gift=("thing", "I brought you {n}.|This {v} is for you.", "Thank you for the {v}!"))
+NOBODY = (("Who are you?", "I am a small demo assistant."), ("How old are you?", DUNNO),
+          ("What do you want?", DUNNO))
 RECALLS = dict(name="What is my name?", job="What is my job?", home="Where do I live?")
 
 
 class Generator(Chunks):
     """`facts` and `chunks` are inclusive ranges; `drill` is the share of plain copy exercises."""
 
-    def __init__(self, seed, facts=(2, 6), chunks=(1, 4), drill=0.0, independent=0.5, sink=False):
-        super().__init__(seed, facts)
+    def __init__(self, seed, facts=(2, 6), chunks=(1, 4), drill=0.0, mix=MIX, independent=0.5,
+                 sink=False):
+        super().__init__(seed, facts, mix)
         self.chunks, self.drill, self.independent, self.sink = chunks, drill, independent, sink
 
     def sample(self):
@@ -55,11 +60,8 @@ class Generator(Chunks):
         if x < 0.5: return None
         if x < 0.7: return "You answer from the active context."
         if x < 0.85: return "You are a helpful assistant."
-        form = self.pick(("You are a {a} {j}.", "Answer from the {n} only.",
-                          "Today is {d}. Be {a}.", "Answer in one short sentence.",
-                          "You work for {n}. Use the files."))
-        return form.format(a=self.word("adj"), j=self.word("job"), n=self.common(),
-                           d=self.value("date"))
+        return self.either(HEADERS).format(a=self.word("adj"), j=self.word("job"), n=self.common(),
+                                           d=self.value("date"))
 
     def layout(self, chunks, header):
         """BOS if the variant has one, the chunks, the header: the parts, and the next block."""
@@ -95,14 +97,14 @@ class Generator(Chunks):
             said = [self.pick(f["says"]) if f["says"] else f["asks"][0][1] for f in c["facts"][:4]]
             short = len(c["facts"]) <= 4 and c["kind"] != "persona"
             if short and all(s in c["body"] for s in said):
-                q = self.pick((f"List the facts in {c['name']}.", f"What is in {c['name']}?"))
+                q = self.either("List the facts in {name}.|What is in {name}?").format(**c)
                 return q, "\n".join("- " + s for s in said)
         if x < 0.69 and on:
             c = self.pick(on)
             f = self.pick(c["facts"])
             if f["e"] not in ("you", "my", "guest"):
-                q = self.pick(("Where can I read about {}?", "Which file mentions {}?"))
-                return q.format(f["e"]), f"See {c['name']}."
+                q = self.either("Where can I read about {e}?|Which file mentions {e}?")
+                return q.format(**f), f"See {c['name']}."
         if x < 0.72:
             return self.pick(SMALL_TALK)
         missing = [f for c in on for f in c["missing"]]
@@ -144,10 +146,8 @@ class Generator(Chunks):
         n = self.some((0, max(0, self.chunks[1] - 1))) if self.chance(0.5) else 0
         chunks = ([p] if p else []) + [self.memory() for _ in range(n)]
         self.dice.shuffle(chunks)
-        header = None
-        if p and self.chance(0.3):
-            header = self.pick((f"You are {p['who']}.", "Stay in character.",
-                                f"Speak as {p['who']}."))
+        speak = "You are {who}.|Stay in character.|Speak as {who}."
+        header = self.either(speak).format(**p) if p and self.chance(0.3) else None
         parts, block = self.layout(chunks, header)
         turns, end = self.dialogue(p, chunks)
         for q, a in turns:
@@ -159,8 +159,7 @@ class Generator(Chunks):
     def remark(self, chunks, me):
         """A question about the chunks in the middle of a dialogue; `me`: what the visitor told."""
         if not chunks:
-            return self.pick((("Who are you?", "I am a small demo assistant."),
-                              ("How old are you?", DUNNO), ("What do you want?", DUNNO)))
+            return self.pick(NOBODY)
         c = self.pick(chunks)
         known = self.chance(0.75) or not c["missing"]
         f = self.pick(c["facts"] if known else c["missing"])
@@ -232,12 +231,3 @@ def render(c):
 def turn(q, a, block, sees, weight=1):
     return [(f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n", block, sees, 0),
             (f"{a}<|im_end|>", block, sees, weight), ("\n", block, sees, 0)]
-
-
-def text(parts):
-    return "".join(p[0] for p in parts)
-
-
-if __name__ == "__main__":
-    for i in range(12):
-        print(text(Generator(i).sample()), "\n" + "=" * 80)

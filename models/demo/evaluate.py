@@ -1,32 +1,20 @@
-"""Exact match on items held out by seed, and a chat to look at.
+"""Exact match on items held out by seed, as PyTorch computes it.
 
-    python evaluate.py FOLDER [--n 100]          tables: recall by chunks and encoding, other tasks
-    python evaluate.py FOLDER --write eval.jsonl writes the items that `strand bench recall` runs
-    python evaluate.py FOLDER --chat FILE...     answers questions from standard input over files
+    python evaluate.py FOLDER [--n 100] [--seed dev]   recall by number of chunks, other tasks
+    python evaluate.py --write eval.jsonl              the items that `strand bench recall` runs
 
 Answers are canonical, so teacher-forced argmax over a whole answer equals exact greedy decoding.
 """
 
 import argparse
-import functools
 import json
-import os
-import random
-import sys
 
 import torch
+from tokenizers import Tokenizer
 
 import corpus
 import model
 from packing import encode
-
-FIELDS = dict(summary=str, facts=list, relationship=int, mood=str)
-
-
-@functools.cache
-def tokenizer(folder):
-    from tokenizers import Tokenizer
-    return Tokenizer.from_file(folder + "/tokenizer.json")
 
 
 def item(task, name, chunks, system, turns, question, answer, kind, holder):
@@ -90,121 +78,61 @@ def dialogue_items(n, seed):
     return items
 
 
-def parts_of(x, chunks, independent):
-    parts = [(corpus.render(dict(c, body=c["content"])), i, 1 << i if independent else -1, 0)
-             for i, c in enumerate(chunks, 1)]
+def parts_of(x, independent, sink):
+    """The parts of an item as `corpus.Generator` makes those of a sample."""
+    parts = [(corpus.BOS, 0, 1, 0)] if sink else []
+    for i, c in enumerate(x["chunks"], 1):
+        text = corpus.render(dict(c, body=c["content"]))
+        parts.append((text, i, 1 << i | 1 if independent else -1, 0))
     if x["system"]:
         parts.append((f"<|im_start|>system\n{x['system']}<|im_end|>\n", 20, -1, 0))
     for t in x["turns"]:
-        parts += corpus.turn(t["user"], t["assistant"], 0, -1, weight=0)
-    return parts + corpus.turn(x["question"], x["answer"], 0, -1)[:2]
+        parts += corpus.turn(t["user"], t["assistant"], 21, -1, weight=0)
+    return parts + corpus.turn(x["question"], x["answer"], 21, -1)[:2]
 
 
 @torch.no_grad()
-def exact(net, folder, items, independent=True, chunks=lambda x: x["chunks"],
-          dtype=torch.float32, batch=8):
-    """For each item: is every answer token the argmax?"""
-    device, right = net.norm.weight.device, [False] * len(items)
-    rows = [encode(tokenizer(folder), parts_of(x, chunks(x), independent)) for x in items]
-    order = sorted(range(len(rows)), key=lambda i: rows[i].shape[1])
-    for at in range(0, len(order), batch):
-        some = order[at:at + batch]
-        x = torch.zeros(5, len(some), max(rows[i].shape[1] for i in some), dtype=torch.int32)
-        for j, i in enumerate(some):
-            x[:4, j, :rows[i].shape[1]], x[4, j, :rows[i].shape[1]] = rows[i], 1
-        x = x.to(device)
-        hidden = net(x[0], model.mask(x[4], x[1], x[2], dtype), dtype)
-        for j, i in enumerate(some):
+def exact(net, folder, items, independent=True, batch=8):
+    """The share of the items of whose answers every token is the argmax, in percent."""
+    tok, right = Tokenizer.from_file(folder + "/tokenizer.json"), 0
+    sink = net.config["bos_token_id"] is not None
+    rows = [encode(tok, parts_of(x, independent, sink)) for x in items]
+    rows.sort(key=lambda r: r.shape[1])
+    for at in range(0, len(rows), batch):
+        some = rows[at:at + batch]
+        x = torch.zeros(5, len(some), some[-1].shape[1], dtype=torch.int32)
+        for j, r in enumerate(some):
+            x[:4, j, :r.shape[1]], x[4, j, :r.shape[1]] = r, 1
+        hidden = net(x[0], model.mask(x[4], x[1], x[2], torch.bfloat16), torch.bfloat16)
+        for j in range(len(some)):
             w = x[3, j].nonzero()[:, 0]
-            right[i] = bool((net.logits(hidden[j, w - 1]).argmax(-1) == x[0, j, w]).all())
-    return right
-
-
-@torch.no_grad()
-def generate(net, folder, parts, limit=120):
-    """Greedy, by computing everything again for every token: slow and plain."""
-    tok = tokenizer(folder)
-    x = encode(tok, parts)
-    start, end = x.shape[1], tok.token_to_id("<|im_end|>")
-    while x.shape[1] - start < limit and (x.shape[1] == start or x[0, -1] != end):
-        one = x[None].transpose(0, 1)
-        hidden = net(one[0], model.mask(one[0] * 0, one[1], one[2], torch.float32), torch.float32)
-        new = x[:, -1:].clone()
-        new[0], new[1], new[2] = net.logits(hidden[0, -1]).argmax(), 0, -1
-        x = torch.cat([x, new], 1)
-    return tok.decode(x[0, start:].tolist())
+            right += int((net.logits(hidden[j, w - 1]).argmax(-1) == x[0, j, w]).all())
+    return f"{100 * right / max(1, len(items)):.1f}"
 
 
 def without(x):
-    return [c for i, c in enumerate(x["chunks"]) if i != x["answer_chunk"]]
-
-
-def shuffled(x):
-    return random.Random(x["id"]).sample(x["chunks"], len(x["chunks"]))
-
-
-def rate(right):
-    return sum(right) / max(1, len(right))
-
-
-def unknowable(items):
-    """The same with `I don't know.` expected; who one is has an answer without a chunk."""
-    return [dict(x, answer=corpus.DUNNO) for x in items if x["kind"] != "persona/name"]
-
-
-def quick(net, folder, n=32):
-    """One line for the training log: independent, chunk absent, attribute missing, by chunks."""
-    out = []
-    for k in (1, 4, 8):
-        pairs = recall_items(n, "quick", k)
-        known, missing = [x for x, _ in pairs], [m for _, m in pairs if m]
-        score = lambda items, **kw: rate(exact(net, folder, items, dtype=torch.bfloat16, **kw))
-        out.append(f"{k}: {score(known):.2f} absent {score(unknowable(known), chunks=without):.2f}"
-                   f" missing {score(missing):.2f}")
-    return " | ".join(out)
+    """The item without the chunk that holds its answer, which then is not known."""
+    chunks = [c for i, c in enumerate(x["chunks"]) if i != x["answer_chunk"]]
+    return dict(x, chunks=chunks, answer=corpus.DUNNO)
 
 
 def table(net, folder, n, seed):
-    score = lambda items, **kw: f"{100 * rate(exact(net, folder, items, **kw)):.1f}"
-    print("| chunks | causal | independent | reordered | refused | absent, causal | absent "
-          "| missing |\n" + "|---" * 8 + "|")
+    print("| chunks | causal | independent | reversed | refused | absent | missing |\n"
+          + "|---" * 7 + "|")
     for k in (1, 2, 4, 8):
         pairs = recall_items(n, seed, k)
-        known, missing = [x for x, _ in pairs], [m for _, m in pairs if m]
-        gone = unknowable(known)
-        print("|", k, "|", " | ".join([
-            score(known, independent=False), score(known), score(known, chunks=shuffled),
-            score([dict(x, answer=corpus.DUNNO) for x in known]),
-            score(gone, chunks=without, independent=False), score(gone, chunks=without),
-            score(missing)]), "|", flush=True)
-        by, misses = {}, []
-        for x, ok in zip(known, exact(net, folder, known)):
-            by.setdefault(x["kind"].split("/")[0], []).append(ok)
-            misses += [] if ok else [(x["kind"], x["question"], x["answer"])]
-        print("<!--", {a: f"{rate(b):.2f} of {len(b)}" for a, b in by.items()}, misses[:6], "-->")
-
-
-def tasks(net, folder, n, seed):
-    stale = stale_items(n, seed)
-    print(f"stale answer refused: {100 * rate(exact(net, folder, stale)):.1f} % of {len(stale)}")
-    items = dialogue_items(n, seed)
-    for task in ("conversation", "summary", "json"):
+        known = [x for x, _ in pairs]
+        cells = [exact(net, folder, known, independent=False)] + [exact(net, folder, x) for x in (
+            known, [dict(x, chunks=x["chunks"][::-1]) for x in known],
+            [dict(x, answer=corpus.DUNNO) for x in known],
+            # who one is has an answer without a chunk
+            [without(x) for x in known if x["kind"] != "persona/name"],
+            [m for _, m in pairs if m])]
+        print("|", k, "|", " | ".join(cells), "|", flush=True)
+    items = stale_items(n, seed) + dialogue_items(n, seed)
+    for task in ("stale", "conversation", "summary", "json"):
         some = [x for x in items if x["task"] == task]
-        right = exact(net, folder, some)
-        print(f"{task}: exact {100 * rate(right):.1f} % of {len(some)}")
-        if task == "json":
-            valid = [ok or parses(generate(net, folder, parts_of(x, x["chunks"], True)[:-1]))
-                     for x, ok in zip(some, right)]
-            print(f"json: parses with the right fields {100 * rate(valid):.1f} %")
-
-
-def parses(text):
-    try:
-        value = json.loads(text.strip())
-    except ValueError:
-        return False
-    return isinstance(value, dict) and set(value) == set(FIELDS) and all(
-        isinstance(value[k], t) for k, t in FIELDS.items())
+        print(f"{task}: {exact(net, folder, some)} % of {len(some)}", flush=True)
 
 
 def write(path, seed):
@@ -217,33 +145,15 @@ def write(path, seed):
         f.writelines(json.dumps(x, ensure_ascii=False) + "\n" for x in items)
 
 
-def chat(net, folder, files):
-    chunks = []
-    for path in files:
-        with open(path) as f:
-            chunks.append(dict(kind="file", name=os.path.basename(path), content=f.read()))
-    for line in sys.stdin:
-        x = dict(system=None, turns=[], question=line.strip(), answer="")
-        print(line.strip(), "->", generate(net, folder, parts_of(x, chunks, True)[:-1]))
-
-
-def main():
+if __name__ == "__main__":
     args = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawTextHelpFormatter)
-    args.add_argument("folder")
+    args.add_argument("folder", nargs="?")
     args.add_argument("--n", type=int, default=100)
-    args.add_argument("--seed", default="test")
+    args.add_argument("--seed", default="dev")
     args.add_argument("--write")
-    args.add_argument("--chat", nargs="+")
     a = args.parse_args()
     if a.write:
-        return write(a.write, a.seed)
-    net = model.load(a.folder)
-    if a.chat:
-        return chat(net, a.folder, a.chat)
-    table(net, a.folder, a.n, a.seed)
-    tasks(net, a.folder, a.n, a.seed)
-
-
-if __name__ == "__main__":
-    main()
+        write(a.write, "test")
+    else:
+        table(model.load(a.folder), a.folder, a.n, a.seed)

@@ -11,29 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-BASE = dict(
+CONFIG = dict(
     architectures=["Qwen3ForCausalLM"], model_type="qwen3", hidden_act="silu", rms_norm_eps=1e-6,
     rope_theta=10000.0, rope_scaling=None, max_position_embeddings=4096, tie_word_embeddings=True,
     attention_bias=False, attention_dropout=0.0, use_sliding_window=False, sliding_window=None,
-    max_window_layers=0, initializer_range=0.02, torch_dtype="bfloat16", use_cache=True)
-SIZES = {
-    "cpu": dict(hidden_size=256, num_hidden_layers=5, num_attention_heads=4,
-                num_key_value_heads=2, head_dim=64, intermediate_size=512),
-    "gpu": dict(hidden_size=256, num_hidden_layers=8, num_attention_heads=4,
-                num_key_value_heads=2, head_dim=64, intermediate_size=768),
-}
+    max_window_layers=0, initializer_range=0.02, torch_dtype="bfloat16", use_cache=True,
+    hidden_size=256, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+    intermediate_size=512, vocab_size=2048)
 
 
-def rms(x, weight):
+def rms(x, norm):
     f = x.float()
     f = f * torch.rsqrt(f.square().mean(-1, keepdim=True) + 1e-6)
-    return f.to(x.dtype) * weight.to(x.dtype)
+    return f.to(x.dtype) * norm.weight.to(x.dtype)
 
 
 def rotate(x, cos, sin):
     """x (rows, tokens, heads, head_dim); the halves are rotated against each other, as in HF."""
     a, b = x.float().chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+def linear(x, *projections):
+    """One product for several projections of the same input."""
+    return F.linear(x, torch.cat([p.weight for p in projections]).to(x.dtype))
 
 
 class Attention(nn.Module):
@@ -49,16 +50,14 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, bias):
         rows, tokens, _ = x.shape
-        weights = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
-        qkv = F.linear(x, weights.to(x.dtype)).view(rows, tokens, -1, self.dim)
+        qkv = linear(x, self.q_proj, self.k_proj, self.v_proj).view(rows, tokens, -1, self.dim)
         q, k, v = qkv.split([self.heads, self.kv, self.kv], 2)
-        q = rotate(rms(q, self.q_norm.weight), cos, sin).transpose(1, 2)
-        k = rotate(rms(k, self.k_norm.weight), cos, sin).transpose(1, 2)
+        q = rotate(rms(q, self.q_norm), cos, sin).transpose(1, 2)
+        k = rotate(rms(k, self.k_norm), cos, sin).transpose(1, 2)
         share = self.heads // self.kv
         k, v = k.repeat_interleave(share, 1), v.transpose(1, 2).repeat_interleave(share, 1)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        o = o.transpose(1, 2).reshape(rows, tokens, -1)
-        return F.linear(o, self.o_proj.weight.to(x.dtype))
+        return linear(o.transpose(1, 2).reshape(rows, tokens, -1), self.o_proj)
 
 
 class Mlp(nn.Module):
@@ -70,9 +69,8 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(f, d, bias=False)
 
     def forward(self, x):
-        weights = torch.cat([self.gate_proj.weight, self.up_proj.weight]).to(x.dtype)
-        gate, up = F.linear(x, weights).chunk(2, -1)
-        return F.linear(F.silu(gate) * up, self.down_proj.weight.to(x.dtype))
+        gate, up = linear(x, self.gate_proj, self.up_proj).chunk(2, -1)
+        return linear(F.silu(gate) * up, self.down_proj)
 
 
 class Layer(nn.Module):
@@ -83,8 +81,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(c["hidden_size"])
 
     def forward(self, x, cos, sin, bias):
-        x = x + self.self_attn(rms(x, self.input_layernorm.weight), cos, sin, bias)
-        return x + self.mlp(rms(x, self.post_attention_layernorm.weight))
+        x = x + self.self_attn(rms(x, self.input_layernorm), cos, sin, bias)
+        return x + self.mlp(rms(x, self.post_attention_layernorm))
 
 
 class Qwen3(nn.Module):
@@ -111,31 +109,28 @@ class Qwen3(nn.Module):
         x = F.embedding(tokens, self.embed_tokens.weight).to(dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, bias)
-        return rms(x, self.norm.weight)
+        return rms(x, self.norm)
 
     def logits(self, hidden):
-        return F.linear(hidden, self.embed_tokens.weight.to(hidden.dtype)).float()
+        return linear(hidden, self.embed_tokens).float()
 
 
-def mask(segment, block, sees, dtype):
+def mask(sample, block, sees, dtype):
     """Additive mask (rows, 1, tokens, tokens): causal, same sample, and the key's block is one of
     those whose bits are set in the query's `sees`."""
-    t = segment.shape[1]
-    allowed = torch.ones(t, t, dtype=torch.bool, device=segment.device).tril()
-    allowed = allowed & (segment[:, :, None] == segment[:, None])
+    t = sample.shape[1]
+    allowed = torch.ones(t, t, dtype=torch.bool, device=sample.device).tril()
+    allowed = allowed & (sample[:, :, None] == sample[:, None])
     allowed &= ((sees[:, :, None] >> block[:, None]) & 1).bool()
     return torch.where(allowed, 0.0, -1e9).to(dtype)[:, None]
 
 
 def save(net, folder):
     from safetensors.torch import save_file
-    os.makedirs(folder, exist_ok=True)
     weights = {"model." + k: v.detach().to("cpu", torch.bfloat16).contiguous()
                for k, v in net.state_dict().items()}
     save_file(weights, folder + "/model.safetensors.tmp", metadata={"format": "pt"})
     os.replace(folder + "/model.safetensors.tmp", folder + "/model.safetensors")
-    with open(folder + "/config.json", "w") as f:
-        f.write(json.dumps(net.config, indent=1) + "\n")
 
 
 def load(folder):

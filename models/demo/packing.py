@@ -38,8 +38,8 @@ def make_tokenizer(folder, vocab, sink):
         pre_tokenizers.Split(Regex(SPLIT), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tok.decoder = decoders.ByteLevel()
-    texts = (corpus.text(corpus.Generator(f"tokenizer-{i}", chunks=(1, 3)).sample())
-             for i in range(8000))
+    samples = (corpus.Generator(f"tokenizer-{i}", chunks=(1, 3)).sample() for i in range(8000))
+    texts = ("".join(p[0] for p in sample) for sample in samples)
     texts = (t.replace("<|im_start|>", "").replace("<|im_end|>", "") for t in texts)
     tok.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab - len(SPECIAL), show_progress=False,
@@ -87,13 +87,13 @@ def make_batch(folder, seed, index, stage, variant):
     from tokenizers import Tokenizer
     torch.set_num_threads(1)
     _tokenizer = _tokenizer or Tokenizer.from_file(folder + "/tokenizer.json")
-    _, batch, t, chunks, facts, drill = stage
+    _, batch, t, chunks, facts, drill, mix = stage
     out, pool, n = torch.zeros(5, batch // t, t, dtype=torch.int32), [], 0
     for row in range(batch // t):
         at = sample = 0
         while t - at > 24:
             while len(pool) < 16:
-                g = corpus.Generator(f"{seed}-{index}-{n}", facts, chunks, drill,
+                g = corpus.Generator(f"{seed}-{index}-{n}", facts, chunks, drill, mix,
                                      **VARIANTS[variant])
                 pool.append(encode(_tokenizer, g.sample(), g.dice))
                 n += 1
