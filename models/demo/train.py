@@ -189,10 +189,11 @@ def save(out, net, optimizer, step, clock):
 if __name__ == "__main__":
     args = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawTextHelpFormatter)
-    for key, value in dict(out="out", init="", variant="mixed", device="cpu", tokens=40.0, seed=1,
-                           lr=0.02, adam_lr=4e-3, decay=0.35, workers=1, threads=2, micro=1024,
+    for key, value in dict(out="out", init="", device="cpu", tokens=40.0, seed=1, lr=0.02,
+                           adam_lr=4e-3, decay=0.35, workers=1, threads=2, micro=1024,
                            every=100).items():
         args.add_argument("--" + key, type=type(value), default=value)
+    args.add_argument("--variant", choices=VARIANTS, default="mixed")
     args.add_argument("--compile", action="store_true")
     args.add_argument("--f32", action="store_true", help="for processors without bf16 units")
     train(args.parse_args())
