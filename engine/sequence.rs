@@ -253,10 +253,12 @@ impl Sequence {
         let Some(last) = chunks.next_back() else { return Vec::new() };
         // As computed, whatever the variant: a lossy file was made from such rows.
         let mut computed: Vec<KvId> = Vec::new();
+        // What has no name of its own has none in a name, and what sees an approximation is one.
+        let (mut has_name, mut is_exact) = (Vec::new(), Vec::new());
         let mut found = Vec::new();
         for segment in 0..=last {
             let is_whole = |&other: &u16| self.layout.facts(other).hidden == 0;
-            // What has no name of its own has none in a name: parts, and doing without the anchor.
+            // A name knows no parts, and no doing without the anchor.
             let list = self.layout.seen_segments(segment);
             let sees_whole = match self.layout.facts(segment).sees {
                 Sees::Listed(_) => list.contains(&0) || !self.layout.facts(0).is_anchor,
@@ -266,7 +268,13 @@ impl Sequence {
             let seen: Vec<KvId> = behind.map(|&other| computed[usize::from(other)]).collect();
             let tokens = &self.tokens[self.layout.tokens_of(segment)];
             computed.push(roots.lossless.kv_id(tokens, &seen));
-            let chunk = named(&self.layout, segment).filter(|_| sees_whole);
+            let all_seen = |flags: &[bool]| list.iter().all(|&other| flags[usize::from(other)]);
+            has_name.push(sees_whole && all_seen(&has_name));
+            let is_lossless = self.layout.facts(segment).variant == KvVariant::Lossless;
+            let sees_exact = all_seen(&is_exact);
+            is_exact.push(is_lossless && sees_exact);
+            let is_named = has_name[usize::from(segment)] && (sees_exact || !is_lossless);
+            let chunk = named(&self.layout, segment).filter(|_| is_named);
             found.push(chunk.map(|chunk| self.describe(segment, chunk, &seen, roots)));
         }
         found
@@ -323,5 +331,39 @@ impl Sequence {
         self.todo.push_back(0..self.len());
         let empty = vec![None; self.layout.num_blocks()];
         std::mem::replace(&mut self.table, empty).into_iter().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Segment;
+
+    /// Which of some chunks have a name in other tiers.
+    fn named(chunks: &[Segment]) -> Vec<bool> {
+        let mut request = Request::new(vec![9]);
+        request.prompt.splice(0..0, chunks.iter().cloned());
+        let roots = Roots::new(&KvIdentity::default(), &request);
+        let rules = Arc::new(Rules::default());
+        let sequence = Sequence::new(SequenceId(0), 0, &request, &rules, &roots, 16);
+        (0..chunks.len() as u16).map(|segment| sequence.kv(segment).is_some()).collect()
+    }
+
+    fn chunk(token: u32, variant: KvVariant) -> Segment {
+        let chunk = Some(ChunkId::of(&token.to_le_bytes()));
+        Segment { chunk, variant, ..Segment::new(vec![token; 20]) }
+    }
+
+    #[test]
+    fn what_saw_an_approximation_is_not_named_as_exact() {
+        use KvVariant::{Int8, Lossless};
+        assert_eq!(named(&[chunk(1, Lossless), chunk(2, Lossless)]), [true, true]);
+        let mixed = [chunk(1, Int8), chunk(2, Lossless), chunk(3, Int8)];
+        assert_eq!(named(&mixed), [true, false, true]);
+        // not by what it lists alone: that saw an approximation too
+        let listing = |list: &[u16]| Sees::Listed(list.into());
+        let second = Segment { sees: listing(&[0]), ..chunk(2, Lossless) };
+        let third = Segment { sees: listing(&[1]), ..chunk(3, Lossless) };
+        assert_eq!(named(&[chunk(1, Int8), second, third]), [true, false, false]);
     }
 }

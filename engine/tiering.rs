@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::batch::{BlockMove, Runner};
-use crate::cache::{ChunkId, KvId, KvSegment};
+use crate::cache::{ChunkId, KvId, KvSegment, KvVariant};
 use crate::error::Error;
 use crate::segment_kv::SegmentKv;
 use crate::sequence::SequenceId;
@@ -116,14 +116,15 @@ impl Tiering {
         Ok(())
     }
 
-    /// KV leaves the host; a disk that lacks it gets it.
+    /// KV leaves the host; a disk that lacks it gets it. Rows that are approximate came from there,
+    /// and are never encoded again.
     pub fn demote(&mut self, segment: &Arc<KvSegment>, on_disk: bool) {
         let data = self.host.remove(&segment.kv).expect("booked in the host, so it is there");
-        if let Some(codec) = self.codec.filter(|_| !on_disk)
-            && !self.saving.contains_key(&segment.kv)
-        {
+        let is_wanted = !on_disk && segment.variant == KvVariant::Lossless;
+        let Some(codec) = self.codec.filter(|_| is_wanted) else { return };
+        let segment = as_written(segment.clone(), codec);
+        if !self.saving.contains_key(&segment.kv) {
             self.saving.insert(segment.kv, segment.chunk);
-            let segment = segment.clone();
             self.jobs.push(IoJob::Save { ticket: None, segment, data, codec });
         }
     }
@@ -163,6 +164,7 @@ impl Tiering {
         self.loads.remove(&kv).map_or(Vec::new(), |(_, waiting)| waiting)
     }
 
+    /// Has rows as computed written, whatever is on the disk.
     pub fn save(
         &mut self,
         ticket: Ticket,
@@ -170,6 +172,7 @@ impl Tiering {
         data: Arc<SegmentKv>,
         codec: Codec,
     ) {
+        let segment = as_written(segment, codec);
         self.saving.insert(segment.kv, segment.chunk);
         self.jobs.push(IoJob::Save { ticket: Some(ticket), segment, data, codec });
     }
@@ -191,5 +194,61 @@ impl Tiering {
     /// What the disk is to do, in order.
     pub fn take_jobs(&mut self) -> Vec<IoJob> {
         std::mem::take(&mut self.jobs)
+    }
+}
+
+/// Rows as computed under the name that a codec's file has.
+fn as_written(segment: Arc<KvSegment>, codec: Codec) -> Arc<KvSegment> {
+    match codec.variant() {
+        KvVariant::Lossless => segment,
+        KvVariant::Int8 => Arc::new(segment.approximated()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::KvIdentity;
+
+    /// A segment in the host's memory.
+    fn put(tiering: &mut Tiering) -> Arc<KvSegment> {
+        let identity = Arc::new(KvIdentity::default());
+        let segment = Arc::new(KvSegment {
+            kv: identity.root(KvVariant::Lossless).kv_id(&[1], &[]),
+            chunk: ChunkId::of(b"a"),
+            variant: KvVariant::Lossless,
+            identity,
+            tokens: [1].into(),
+            seen: [].into(),
+            first_position: 0,
+            hashes: [].into(),
+        });
+        tiering.put(segment.kv, SegmentKv { frames: vec![vec![0; 4]] });
+        segment
+    }
+
+    #[test]
+    fn what_is_written_with_loss_is_known_by_the_name_its_file_has() {
+        let mut tiering = Tiering::new(Some(Codec::Int8));
+        let segment = put(&mut tiering);
+        let lossy = segment.approximated();
+        tiering.demote(&segment, false);
+        let jobs = tiering.take_jobs();
+        let [IoJob::Save { ticket: None, segment: written, .. }] = &jobs[..] else {
+            panic!("{jobs:?}")
+        };
+        assert_eq!(written.kv, lossy.kv);
+        assert!(tiering.saved(lossy.kv) && !tiering.saved(segment.kv));
+    }
+
+    #[test]
+    fn approximate_rows_are_never_written_again() {
+        for codec in [Codec::Planes, Codec::Int8] {
+            let mut tiering = Tiering::new(Some(codec));
+            let lossy = Arc::new(put(&mut tiering).approximated());
+            tiering.put(lossy.kv, SegmentKv { frames: vec![vec![0; 4]] });
+            tiering.demote(&lossy, false);
+            assert!(tiering.take_jobs().is_empty() && tiering.get(lossy.kv).is_none());
+        }
     }
 }

@@ -54,10 +54,6 @@ impl<R: Runner> Engine<R> {
             Some(data) => data.clone(),
             None => Arc::new(self.gather(&segment)?),
         };
-        let segment = match codec.variant() {
-            KvVariant::Lossless => segment,
-            KvVariant::Int8 => Arc::new(segment.approximated()),
-        };
         let ticket = self.ticket();
         self.tiering.save(ticket, segment, data, codec);
         Ok(ticket)
