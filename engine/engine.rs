@@ -16,7 +16,7 @@ use crate::cache::{BlockId, BlockState, ChunkId, KvId, KvIdentity, KvVariant, Ti
 use crate::config::EnginePlan;
 use crate::error::{Error, at_least, at_most};
 use crate::output::OutputText;
-use crate::request::{Event, FinishReason, Request, Restore, Segment, num_blocks};
+use crate::request::{Event, FinishReason, Request, Restore, Segment, longest_view, num_blocks};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::sequence::{RequestId, Roots, Rules, Sequence, SequenceId};
 use crate::store::{Codec, SavedFile};
@@ -262,6 +262,11 @@ impl<R: Runner> Engine<R> {
         at_least("n", limits.n as usize, 1)?;
         at_most("n", limits.n as usize, self.plan.max_queue.min(MAX_N as usize))?;
         at_most("segments", request.prompt.len(), usize::from(u16::MAX))?;
+        // a chunk may have seen more than is shown now, and has its positions behind that
+        let longest = longest_view(&request.prompt, self.plan.block_size);
+        if longest > max_model_len {
+            return Err(Error::PromptTooLong { prompt_tokens: longest, max_model_len });
+        }
         for top in [limits.logprobs, limits.prompt_logprobs].into_iter().flatten() {
             at_most("logprobs", top as usize, vocab_size)?;
         }

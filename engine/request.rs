@@ -75,6 +75,14 @@ pub fn num_blocks(prompt: &[Segment], block_size: usize) -> usize {
     needed.map(|(segment, _)| layout.blocks_of(segment).len()).sum()
 }
 
+/// The most keys that a row which may have to be computed has up to its own.
+pub(crate) fn longest_view(prompt: &[Segment], block_size: usize) -> usize {
+    let layout = Layout::new(block_size, prompt.iter().map(Segment::layout));
+    let needed = (0..).zip(layout.needed(|_| true)).filter(|(_, needed)| *needed);
+    let view = |segment| layout.stored_start(segment) + layout.facts(segment).len;
+    needed.map(|(segment, _)| view(segment)).max().unwrap_or(0)
+}
+
 /// When a request's chunks are fetched from the disk rather than encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Restore {
