@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::error::StoreError;
 use super::index::KvFile;
-use super::kv_file::ReadError;
+use super::kv_file::{KvReader, ReadError};
 use super::now;
 use super::store::{Quarantined, Store, open_file, open_named};
 use crate::ChunkId;
@@ -72,10 +72,29 @@ impl Store {
             erased.bytes += file.bytes;
         }
         self.sync_kv()?;
+        self.erase_quarantined(chunk)?;
         erased.chunk = self.index.remove_chunk(chunk)?;
         // the log would keep the text
         self.index.checkpoint()?;
         Ok(erased)
+    }
+
+    /// What was put aside holds a chunk's tokens too. A file that doesn't say whose it is goes as
+    /// well: it may be this one's.
+    fn erase_quarantined(&self, chunk: ChunkId) -> Result<(), StoreError> {
+        let folder = self.folder.quarantined();
+        let entries = fs::read_dir(&folder).map_err(|e| StoreError::io("list", &folder, e))?;
+        for entry in entries {
+            let path = entry.map_err(|error| StoreError::io("list", &folder, error))?.path();
+            let header =
+                open_file(&path).ok().map(|(source, length)| KvReader::open(source, length));
+            let owner = header.and_then(Result::ok).map(|reader| reader.record.chunk);
+            if owner.is_none_or(|owner| owner == chunk) {
+                let removed = self.files.remove(&path);
+                removed.map_err(|error| StoreError::io("remove", &path, error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks every byte of a chunk's files and its text, or of all. Files that don't hold are put

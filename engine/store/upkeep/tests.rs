@@ -29,6 +29,27 @@ fn erasing_leaves_nothing() {
 }
 
 #[test]
+fn erasing_takes_what_was_put_aside_of_the_chunk() {
+    let scratch = Scratch::new();
+    let store = Store::open(scratch.path()).unwrap();
+    let put_aside = |seed| {
+        let (record, _) = fill(&store, seed);
+        let path = path_of(&store, record.kv_id());
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(matches!(load(&store, &record), Loaded::Quarantined(_)));
+        record
+    };
+    let (erased, other) = (put_aside(1), put_aside(2));
+    let folder = scratch.path().join("quarantine");
+    std::fs::write(folder.join("nobody knows"), "whose this is").unwrap();
+    store.erase(erased.chunk).unwrap();
+    let left = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), [format!("{}.kv", other.kv_id()).as_str()]);
+}
+
+#[test]
 fn an_erase_cut_off_can_be_done_again() {
     for at in 0..4 {
         let scratch = Scratch::new();
