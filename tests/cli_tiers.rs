@@ -321,15 +321,21 @@ fn a_store_that_is_in_use_is_gone_without() {
     let mut out = BufReader::new(owner.stdout.take().expect("piped"));
     stdin.write_all(b"/policy\n").expect("it reads");
     out.read_line(&mut String::new()).expect("it has opened its store");
-    let run =
-        place.chat(&[], "/load DIR/abc.txt\n/save abc.txt\n/tag #1 x\n/unload #1\n/restore #1\n");
+    let run = place.chat(
+        &[],
+        "/load DIR/abc.txt\n/save abc.txt\n/tag #1 x\n/unload #1\n/restore #1\n\
+             /erase #1\n/clear --saved\n/context\n/clear\n",
+    );
     assert_eq!(run.status, 1);
     let lines: Vec<&str> = run.err.lines().collect();
     assert!(lines[0].starts_with("note: nothing is kept on disk: "), "{lines:?}");
     assert!(lines[0].contains("in use by"), "{lines:?}");
     assert!(lines[1].starts_with("nothing can be saved: "), "{lines:?}");
     assert!(lines[2].starts_with("nothing can be saved: "), "{lines:?}");
-    assert_eq!(lines.len(), 3, "the rest works: {lines:?}");
+    assert!(lines[3].starts_with("nothing can be erased: "), "{lines:?}");
+    assert!(lines[4].starts_with("nothing can be erased: "), "{lines:?}");
+    assert_eq!(lines.len(), 5, "the rest works: {lines:?}");
+    assert!(run.out.contains("#1 ") && run.out.ends_with("✓ All chunks cleared\n"), "{run:?}");
     assert!(run.out.contains("  From: host, "), "{}", run.out);
     let named = place.chat(&["--context", "a"], "/policy\n");
     named.refused(1, "cannot keep the context a: ");
@@ -383,4 +389,37 @@ fn int8_is_used_only_when_asked_for_and_says_so() {
     assert_eq!(lossy[1]["exactness"], "approximate");
     let run = place.chat(&[], "/restore config.py\n");
     assert!(run.err.contains("has no KV in host memory or on disk under"), "{run:?}");
+}
+
+#[test]
+fn a_chunk_that_came_back_with_loss_is_saved_as_computed() {
+    let place = Place::new("int8-again");
+    let flags = ["--restore", "always", "--kv-codec", "int8"];
+    place.objects(&flags, "/load DIR/config.py\n/save config.py\n");
+    let file = place.kv_files().remove(0);
+    let before = fs::read(&file).expect("it was saved");
+    let input = "/restore config.py\n/save config.py\n/save config.py --codec raw\n";
+    let lines = place.objects(&flags, input);
+    assert_eq!(lines[0]["from"], "disk");
+    assert_eq!(fs::read(&file).expect("it is there"), before, "the same rows, the same bytes");
+    let exact =
+        place.objects(&["--restore", "always"], &format!("/load DIR/config.py\n{QUESTION}"));
+    let computed =
+        place.objects(&["--restore", "never"], &format!("/load DIR/config.py\n{QUESTION}"));
+    assert_eq!(exact[0]["chunks"][0]["reuse"]["disk"], exact[0]["chunks"][0]["tokens"]);
+    assert_eq!(exact[1]["token_ids"], computed[1]["token_ids"]);
+}
+
+#[test]
+fn under_mask_no_chunk_is_placed_behind_the_models_length() {
+    let place = Place::new("mask-length");
+    for name in ["a", "b"] {
+        place.write(name, format!("Door {name} is green. ").repeat(20));
+    }
+    // each fits alone; the second would see the first
+    let flags = ["--reuse", "mask", "--max-model-len", "256"];
+    let run = place.chat(&flags, "/load DIR/a\n/load DIR/b\n/context\n/load DIR/abc.txt\n");
+    assert!(run.err.contains(" tokens, the model takes at most 256 "), "{run:?}");
+    assert!(run.out.contains("#1 ") && !run.out.contains("#2 "), "{run:?}");
+    assert_eq!(run.out.matches("✓ Added chunk:").count(), 2, "{run:?}");
 }

@@ -32,6 +32,11 @@ impl Keeper {
         }
     }
 
+    /// Why there is no store; `None` where there is one.
+    pub fn no_store(&self) -> Option<&str> {
+        self.store.as_ref().err().map(String::as_str)
+    }
+
     /// The context of this name with the texts of its chunks, if one was kept.
     pub fn kept_context(&mut self) -> Result<Option<KeptContext>> {
         let Some(name) = &self.name else { return Ok(None) };

@@ -129,7 +129,15 @@ impl Chat {
     /// Brings a chunk's KV into the pool, from another tier or by computing it; what of it is
     /// there is left.
     fn encode(&self, index: usize, restore: Restore) -> Result<Reuse> {
-        let allow_lossy = self.allows_lossy();
+        self.encode_with(index, restore, self.allows_lossy())
+    }
+
+    /// The same, never with loss.
+    fn encode_exactly(&self, index: usize) -> Result<Reuse> {
+        self.encode_with(index, Restore::Always, false)
+    }
+
+    fn encode_with(&self, index: usize, restore: Restore, allow_lossy: bool) -> Result<Reuse> {
         let request = Request { restore, allow_lossy, ..self.context.encode(index) };
         let answer = answer::ask(&self.engine, request, &self.interrupt, &mut |_| Ok(()))?;
         self.check_interrupt()?;

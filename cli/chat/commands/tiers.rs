@@ -83,8 +83,8 @@ fn save_one(chat: &mut Chat, index: usize, codec: Codec) -> Result<SavedFile> {
     let prompt = || chat.context.segments_to(index);
     match chat.engine.save(prompt(), codec) {
         Err(Error::NoKv { .. }) => {
-            // evicted, or not computed under this policy yet
-            chat.encode(index, Restore::Always)?;
+            // evicted, not computed under this policy yet, or there with loss only
+            chat.encode_exactly(index)?;
             Ok(chat.engine.save(prompt(), codec)?)
         }
         saved => Ok(saved?),
@@ -212,6 +212,7 @@ fn try_populate(chat: &mut Chat, name: &str) -> Result<Report> {
 
 /// Removes a chunk from the context, its KV from every tier and its text from the store.
 pub fn erase(chat: &mut Chat, name: &str) -> Result<Report> {
+    must_reach_the_disk(chat)?;
     let (id, index) = match chat.context.find(name) {
         Ok(index) => (chat.context.entries()[index].chunk.id, Some(index)),
         Err(error @ Error::UnknownChunk { .. }) => match chat.keeper.find(name)? {
@@ -228,6 +229,16 @@ pub fn erase(chat: &mut Chat, name: &str) -> Result<Report> {
     Ok(Report::new("/erase", text, json!({"id": id.to_string()})))
 }
 
+/// Nothing is erased by halves: what can't be opened may well hold it.
+fn must_reach_the_disk(chat: &Chat) -> Result<()> {
+    match chat.keeper.no_store() {
+        Some(reason) => {
+            bail!("nothing can be erased: {reason}; /clear removes it from memory alone")
+        }
+        None => Ok(()),
+    }
+}
+
 fn erase_everywhere(chat: &mut Chat, id: ChunkId) -> Result<()> {
     chat.engine.erase(id)?;
     chat.keeper.forget(id);
@@ -236,6 +247,9 @@ fn erase_everywhere(chat: &mut Chat, id: ChunkId) -> Result<()> {
 
 /// Drops all chunks from the context and memory; with `saved`, from the disk too.
 pub fn clear(chat: &mut Chat, saved: bool) -> Result<Report> {
+    if saved {
+        must_reach_the_disk(chat)?;
+    }
     let ids: Vec<ChunkId> = chat.context.entries().iter().map(|entry| entry.chunk.id).collect();
     for &id in &ids {
         if saved {
