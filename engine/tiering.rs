@@ -4,6 +4,7 @@
 //! [`IoJob`]s and comes back as [`IoDone`].
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::batch::{BlockMove, Runner};
@@ -123,8 +124,8 @@ impl Tiering {
         let is_wanted = !on_disk && segment.variant == KvVariant::Lossless;
         let Some(codec) = self.codec.filter(|_| is_wanted) else { return };
         let segment = as_written(segment.clone(), codec);
-        if !self.saving.contains_key(&segment.kv) {
-            self.saving.insert(segment.kv, segment.chunk);
+        if let Entry::Vacant(saving) = self.saving.entry(segment.kv) {
+            saving.insert(segment.chunk);
             self.jobs.push(IoJob::Save { ticket: None, segment, data, codec });
         }
     }
