@@ -10,7 +10,8 @@
 //!                                                  is there, and hidden
 //! ```
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use strand_models::{SegmentKind, TemplateSegment};
@@ -75,13 +76,29 @@ impl Context {
             }
             ReusePolicy::Independent | ReusePolicy::Blend => segments.push(independent(chunk)),
             ReusePolicy::Mask => {
-                let names = Index::new(self);
-                let before = self.entries()[..index].iter();
-                segments.extend(before.map(|entry| names.place(entry, false)));
-                segments.push(names.place(&self.entries()[index], true));
+                let behind = self.behind(index);
+                let names = Index::of(self, &behind);
+                segments.extend(behind.iter().map(|entry| names.place(entry, false)));
+                segments.last_mut().expect("the chunk itself").hidden = 0;
             }
         }
         segments
+    }
+
+    /// Under `mask`, the chunks that one saw, and those that they saw, in order; itself the last.
+    /// What none of them saw changes nothing, and may be thousands.
+    fn behind(&self, index: usize) -> Vec<&Entry> {
+        let now = self.active_ids();
+        let mut seen = HashSet::from([self.entries()[index].chunk.id]);
+        let mut behind = Vec::new();
+        for entry in self.entries()[..=index].iter().rev() {
+            if seen.contains(&entry.chunk.id) {
+                seen.extend(entry.seen.as_ref().unwrap_or(&now));
+                behind.push(entry);
+            }
+        }
+        behind.reverse();
+        behind
     }
 
     /// A request that leaves a chunk's KV in the pool. One row is computed behind the chunk, so
@@ -168,8 +185,14 @@ struct Index {
 
 impl Index {
     fn new(context: &Context) -> Self {
+        Self::of(context, context.entries())
+    }
+
+    /// For a prompt of these chunks alone.
+    fn of(context: &Context, entries: &[impl Borrow<Entry>]) -> Self {
         let has_anchor = !context.anchor().is_empty();
-        let numbers = context.entries().iter().zip(usize::from(has_anchor)..);
+        let entries = entries.iter().map(Borrow::borrow);
+        let numbers = entries.zip(usize::from(has_anchor)..);
         let numbers = numbers.map(|(entry, number)| (entry.chunk.id, segment_number(number)));
         Self { numbers: numbers.collect(), has_anchor, now: context.active_ids() }
     }
@@ -313,6 +336,12 @@ mod tests {
         assert_eq!(context.all_chunks(), context.chunk_segments());
         let alone = [all[0], "1x30 sees [0] hides 30", all[2]];
         assert_eq!(told(&context.segments_to(1)), alone);
+        let mut other = context.clone();
+        (0..4).for_each(|index| other.set_active(index, false));
+        other.load(chunk(5, 7), true);
+        other.load(chunk(6, 8), true);
+        let alone = [all[0], "5x7 sees [0] hides 7", "6x8 sees [0, 1]"];
+        assert_eq!(told(&other.segments_to(5)), alone, "without what nobody saw");
         context.remove(1);
         let expected = [all[0], all[1], "3x10 sees [0, 1]", "4x5 sees [0, 1, 2]"];
         assert_eq!(told(&context.chunk_segments()), expected, "what is gone was never seen");
