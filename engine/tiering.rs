@@ -77,6 +77,9 @@ impl Speeds {
 /// Share of the last load in the measured speed.
 const NEWS: f64 = 0.5;
 
+/// Loads of fewer bytes tell how long it takes to open a file, and nothing of a disk's speed.
+const LEAST_MEASURED: u64 = 256 << 10;
+
 /// The host's copies, and who waits for what.
 #[derive(Debug, Default)]
 pub(crate) struct Tiering {
@@ -157,7 +160,7 @@ impl Tiering {
 
     /// Who waited for a load that has ended; nobody, if its chunk was erased meanwhile.
     pub fn loaded(&mut self, kv: KvId, bytes: u64, seconds: f64) -> Vec<SequenceId> {
-        if bytes > 0 && seconds > 0.0 {
+        if bytes >= LEAST_MEASURED && seconds > 0.0 {
             let speed = bytes as f64 / seconds;
             let before = self.speeds.loaded_bytes_per_second.unwrap_or(speed);
             self.speeds.loaded_bytes_per_second = Some(before + NEWS * (speed - before));
@@ -240,6 +243,16 @@ mod tests {
         };
         assert_eq!(written.kv, lossy.kv);
         assert!(tiering.saved(lossy.kv) && !tiering.saved(segment.kv));
+    }
+
+    #[test]
+    fn a_small_load_says_nothing_of_the_disks_speed() {
+        let mut tiering = Tiering::new(Some(Codec::Planes));
+        let kv = put(&mut tiering).kv;
+        tiering.loaded(kv, 1000, 0.01);
+        assert_eq!(tiering.speeds.loaded_bytes_per_second, None);
+        tiering.loaded(kv, 1 << 20, 0.5);
+        assert_eq!(tiering.speeds.loaded_bytes_per_second, Some(f64::from(2 << 20)));
     }
 
     #[test]
