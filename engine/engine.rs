@@ -342,13 +342,13 @@ impl<R: Runner> Engine<R> {
     pub fn step(&mut self) -> Step {
         let batch = self.scheduler.schedule();
         let mut step = Step::default();
-        let moved = self.tiering.carry_out(&batch.moves, &mut self.runner);
+        self.tiering.carry_out(&batch.moves, &mut self.runner);
         if batch.rows.is_empty() {
             return step;
         }
         self.counters.steps += 1;
         self.count_tokens(&batch, &mut step);
-        let outputs = match moved.and_then(|()| self.runner.run(&batch)) {
+        let outputs = match self.runner.run(&batch) {
             Ok(outputs) => outputs,
             Err(error) => batch.rows.iter().map(|_| Err(error.clone())).collect(),
         };

@@ -99,25 +99,23 @@ impl Tiering {
         Self { codec, ..Self::default() }
     }
 
-    /// Carries moves out, in order.
-    pub fn carry_out<R: Runner>(
-        &mut self,
-        moves: &[BlockMove],
-        runner: &mut R,
-    ) -> Result<(), Error> {
+    /// Carries moves out, in order. Panics where one fails: the books have it that all moved, and
+    /// what didn't would be taken for somebody else's rows.
+    pub fn carry_out<R: Runner>(&mut self, moves: &[BlockMove], runner: &mut R) {
+        let failed = |error: Error| -> ! { panic!("rows of KV cannot be moved: {error}") };
         for one in moves {
             match one {
                 BlockMove::Offload { segment, slots } => {
-                    self.host.insert(segment.kv, Arc::new(runner.gather(slots)?));
+                    let data = runner.gather(slots).unwrap_or_else(|error| failed(error));
+                    self.host.insert(segment.kv, Arc::new(data));
                 }
                 BlockMove::Onboard { kv, first_row, slots } => {
                     let data = self.host.get(kv).expect("booked in the host, so it is there");
-                    runner.scatter(data, *first_row, slots)?;
+                    runner.scatter(data, *first_row, slots).unwrap_or_else(|error| failed(error));
                 }
                 BlockMove::Discard { segment, on_disk } => self.demote(segment, *on_disk),
             }
         }
-        Ok(())
     }
 
     /// KV leaves the host; a disk that lacks it gets it. Rows that are approximate came from there,
@@ -212,6 +210,7 @@ fn as_written(segment: Arc<KvSegment>, codec: Codec) -> Arc<KvSegment> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::{Batch, RowOutput};
     use crate::cache::KvIdentity;
 
     /// A segment in the host's memory.
@@ -264,5 +263,31 @@ mod tests {
             tiering.demote(&lossy, false);
             assert!(tiering.take_jobs().is_empty() && tiering.get(lossy.kv).is_none());
         }
+    }
+
+    /// Moves nothing into the pool.
+    struct Stuck;
+
+    impl Runner for Stuck {
+        fn run(&mut self, _: &Batch) -> Result<Vec<Result<RowOutput, Error>>, Error> {
+            unreachable!("nothing is computed here")
+        }
+
+        fn gather(&mut self, _: &[u32]) -> Result<SegmentKv, Error> {
+            unreachable!("nothing leaves the pool here")
+        }
+
+        fn scatter(&mut self, _: &SegmentKv, _: usize, _: &[u32]) -> Result<(), Error> {
+            Err(Error::Stopped)
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "rows of KV cannot be moved")]
+    fn rows_that_did_not_move_are_never_taken_for_others() {
+        let mut tiering = Tiering::new(None);
+        let kv = put(&mut tiering).kv;
+        let onboard = BlockMove::Onboard { kv, first_row: 0, slots: vec![0] };
+        tiering.carry_out(&[onboard], &mut Stuck);
     }
 }
