@@ -260,6 +260,8 @@ pub enum BenchCommand {
     Recall(Box<RecallArgs>),
     /// Time to the first token of a question over chunks, by what is cached and by reuse policy
     Reuse(Box<ReuseBenchArgs>),
+    /// Save and restore of chunks by codec: speed against the disk's own, size, break-even
+    Tiers(Box<TiersArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -336,6 +338,9 @@ pub struct LatencyArgs {
     pub model: BenchModelArgs,
 }
 
+/// Chunks of random tokens, and questions that are new each time.
+///
+/// KV on disk lies in --data-dir, else in a temporary folder; --kv-codec says how.
 #[derive(Debug, Args)]
 pub struct ReuseBenchArgs {
     /// Chunks before the question
@@ -350,14 +355,66 @@ pub struct ReuseBenchArgs {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_positive,
           allow_negative_numbers = true)]
     pub question_len: usize,
-    /// Questions asked where all chunks are cached
+    /// What a chunk's KV depends on, rows for each
+    #[arg(long, value_name = "POLICY,...", default_value = "exact,independent,blend,mask",
+          value_delimiter = ',', value_parser = parse_policy)]
+    pub policy: Vec<ReusePolicy>,
+    /// Questions asked where all chunks have KV somewhere, each time that they are encoded
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = parse_positive,
           allow_negative_numbers = true)]
     pub repeats: usize,
-    /// Questions asked where chunks must be encoded first
+    /// How often all chunks are encoded anew
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_positive,
           allow_negative_numbers = true)]
     pub cold_repeats: usize,
+    /// Contexts to switch between, half of whose chunks they share; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub contexts: usize,
+    /// Chunks in each of these
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub context_chunks: usize,
+    /// Tokens in each chunk of these
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub context_chunk_len: usize,
+    // Last: its headings hold for what follows.
+    #[command(flatten)]
+    pub model: BenchModelArgs,
+}
+
+/// Chunks of text where the model has a tokenizer and a chat template, else of random tokens.
+///
+/// They are encoded independently and written to --data-dir, else to a temporary folder.
+#[derive(Debug, Args)]
+pub struct TiersArgs {
+    /// Tokens in each chunk (of text: or a few more), rows for each
+    #[arg(long, value_name = "N,...", default_value = "64,256,1024", value_delimiter = ',',
+          value_parser = parse_positive, allow_negative_numbers = true)]
+    pub chunk_lens: Vec<usize>,
+    /// Chunks of each length
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub num_chunks: usize,
+    /// How often each is encoded, saved and restored
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub repeats: usize,
+    /// How KV is written, rows for each
+    #[arg(long, value_name = "CODEC,...", default_value = "raw,planes,int8",
+          value_delimiter = ',', value_parser = parse_codec)]
+    pub codec: Vec<Codec>,
+    /// Questions about each of the longest chunks, answered on lossless and on int8 KV; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub questions: usize,
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_positive,
+          allow_negative_numbers = true)]
+    pub answer_len: usize,
+    /// Where the text and the questions come from, as models/demo/README.md describes it
+    #[arg(long, value_name = "FILE", default_value = "models/demo/eval.jsonl")]
+    pub file: PathBuf,
+    // Last: its headings hold for what follows.
     #[command(flatten)]
     pub model: BenchModelArgs,
 }

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use anyhow::Result;
+use strand_engine::load::Loaded;
 use strand_engine::store::Store;
 use strand_engine::{EngineConfig, EngineHandle};
 use strand_models::{ModelFiles, ModelSource};
@@ -43,17 +44,28 @@ pub fn start(
     store: Option<Store>,
     common: &CommonArgs,
 ) -> Result<EngineHandle> {
+    let Loaded { engine, facts, files } = load(source, config, store, common)?;
+    Ok(EngineHandle::spawn(engine, facts, files))
+}
+
+/// Loads the model alone.
+pub fn load(
+    source: &ModelSource,
+    config: &EngineConfig,
+    store: Option<Store>,
+    common: &CommonArgs,
+) -> Result<Loaded> {
     let started = Instant::now();
     let files = ModelFiles::open(source)?;
     let mut progress = Progress::loading();
-    let engine = strand_engine::start(files, config, store, &mut |done, total| {
+    let loaded = strand_engine::load(files, config, store, &mut |done, total| {
         progress.update(done, total);
     })?;
     drop(progress);
     if common.verbose {
         let seconds = started.elapsed().as_secs_f64();
-        let (name, plan) = (engine.model_name(), engine.plan());
+        let (name, plan) = (&loaded.facts.name, loaded.engine.plan());
         drop(writeln!(io::stderr(), "{name} loaded in {seconds:.2} s: {plan}"));
     }
-    Ok(engine)
+    Ok(loaded)
 }

@@ -325,6 +325,11 @@ impl<R: Runner> Engine<R> {
         &self.plan
     }
 
+    /// What all its names of KV start from, but for a request's anchor and salt.
+    pub fn identity(&self) -> &KvIdentity {
+        &self.identity
+    }
+
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_empty()
     }

@@ -148,6 +148,152 @@ fn a_line_that_is_no_item_is_named() {
     run.refused(2, "expected exact, independent, blend or mask");
 }
 
+/// Rows of a list in a line of JSON, those whose fields have these values.
+fn rows<'a>(line: &'a Value, list: &str, fields: &[(&str, &str)]) -> Vec<&'a Value> {
+    let all = line[list].as_array().expect("a list").iter();
+    all.filter(|row| fields.iter().all(|&(name, value)| row[name] == value)).collect()
+}
+
+fn count(row: &Value, name: &str) -> u64 {
+    row[name].as_u64().unwrap_or_else(|| panic!("{name} is no count in {row}"))
+}
+
+/// 3 chunks of 40 tokens, a question of 8.
+const SCENES: [&str; 10] = [
+    "--num-chunks",
+    "3",
+    "--chunk-len",
+    "40",
+    "--question-len",
+    "8",
+    "--repeats",
+    "2",
+    "--cold-repeats",
+    "2",
+];
+
+/// Device, host, disk, encoded, recomputed tokens of each policy's question in a scene.
+fn accounts(line: &Value, scene: &str) -> Vec<[u64; 5]> {
+    let names =
+        ["device_tokens", "host_tokens", "disk_tokens", "encoded_tokens", "recomputed_tokens"];
+    let found = rows(line, "rows", &[("scene", scene)]);
+    let policies: Vec<&str> = found.iter().filter_map(|row| row["policy"].as_str()).collect();
+    assert_eq!(policies, ["exact", "independent", "blend", "mask"]);
+    found.iter().map(|row| names.map(|name| count(row, name))).collect()
+}
+
+#[test]
+fn every_policy_encodes_what_its_scene_says_and_no_more() {
+    let contexts = ["--contexts", "3", "--context-chunks", "2", "--context-chunk-len", "20"];
+    let run = strand(&[&["bench", "reuse"], &SCENES[..], &contexts[..]].concat());
+    let line = last_line(&run);
+    for text in ["and on again", "switching a chunk", "bound", "half of them shared"] {
+        assert!(run.out.contains(text), "{text} is not in {}", run.out);
+    }
+    // three chunks and the question; blend computes 16 rows of each chunk but the first twice
+    assert_eq!(
+        accounts(&line, "nothing cached"),
+        [[0, 0, 0, 128, 0], [0, 0, 0, 128, 0], [0, 0, 0, 128, 32], [0, 0, 0, 128, 0]]
+    );
+    let resident = accounts(&line, "all on the device");
+    let on_host = accounts(&line, "all on the host");
+    let on_disk = accounts(&line, "all on the disk");
+    for policy in [0, 1, 3] {
+        assert_eq!(resident[policy], [120, 0, 0, 8, 0], "{policy}");
+        assert_eq!(on_host[policy], [0, 120, 0, 8, 0], "{policy}");
+        assert_eq!(on_disk[policy], [0, 0, 120, 8, 0], "{policy}");
+    }
+    assert_eq!(resident[2], [120, 0, 0, 8, 0]);
+    assert_eq!(on_host[2], [32, 88, 0, 8, 0], "first rows stay where they are");
+    assert_eq!(on_disk[2], [0, 0, 88, 8, 32], "first rows are not kept on the disk");
+    let computed = |scene| -> Vec<u64> {
+        accounts(&line, scene).iter().map(|&[.., encoded, again]| encoded + again).collect()
+    };
+    assert_eq!(computed("first chunk switched off"), [88, 8, 24, 8]);
+    assert_eq!(computed("and on again"), [8, 8, 8, 8]);
+    assert_eq!(computed("order reversed"), [128, 8, 40, 128]);
+    for hit in rows(&line, "disk_hits", &[]) {
+        assert!(count(hit, "file_bytes") > 0 && hit["bound_seconds"].is_f64(), "{hit}");
+        let rows = count(hit, "raw_bytes");
+        assert_eq!(rows, 120 * 2 * 5 * 2 * 64 * 2, "5 layers of 2 heads of 64 numbers");
+    }
+}
+
+#[test]
+fn contexts_that_share_chunks_are_switched_without_encoding_any() {
+    let contexts = ["--contexts", "6", "--context-chunks", "4", "--context-chunk-len", "20"];
+    let policies = ["--policy", "exact,independent", "--json"];
+    let line = last_line(&strand(
+        &[&["bench", "reuse"], &SCENES[..], &contexts[..], &policies[..]].concat(),
+    ));
+    let switches = rows(&line, "switches", &[]);
+    let visits = |visit: &str| -> Vec<u64> {
+        switches.iter().map(|row| count(&row[visit], "encoded_tokens")).collect()
+    };
+    // 6 questions of 8 tokens, 2 chunks that all share, 2 of each one's own
+    assert_eq!(visits("first")[1], 6 * 8 + 2 * 20 + 6 * 2 * 20);
+    assert!(visits("first")[0] > visits("first")[1], "exact shares what stands first alone");
+    assert_eq!(visits("again"), [6 * 8, 6 * 8]);
+    let none = ["--contexts", "0", "--json", "--policy", "mask", "--repeats", "1"];
+    let shape = ["--num-chunks", "2", "--chunk-len", "20", "--cold-repeats", "1"];
+    let line = last_line(&strand(&[&["bench", "reuse"], &none[..], &shape[..]].concat()));
+    assert_eq!(rows(&line, "switches", &[]).len(), 0);
+}
+
+#[test]
+fn kv_of_text_is_smaller_in_every_codec_but_raw() {
+    let folder = scratch("tiers");
+    let shape = ["--chunk-lens", "40,96", "--num-chunks", "2", "--repeats", "1"];
+    let questions = ["--questions", "2", "--answer-len", "4"];
+    let place = ["--data-dir", folder.to_str().expect("UTF-8")];
+    let run = strand(&[&["bench", "tiers"], &shape[..], &questions[..], &place[..]].concat());
+    let line = last_line(&run);
+    for text in ["payload x", "disk MB/s", "encode ms", "loading is faster", "likeliest"] {
+        assert!(run.out.contains(text), "{text} is not in {}", run.out);
+    }
+    assert_eq!((&line["bench"], &line["kv_dtype"]), (&"tiers".into(), &"bf16".into()));
+    for (codec, least, most) in [("raw", 1.0, 1.0), ("planes", 1.2, 1.6), ("int8", 1.8, 2.0)] {
+        let rows = rows(&line, "rows", &[("codec", codec)]);
+        assert_eq!(rows.len(), 2, "a row for each length");
+        for (row, len) in rows.into_iter().zip([40, 96]) {
+            let ratio = row["payload_ratio"].as_f64().expect("a number");
+            assert!((least..=most).contains(&ratio), "{row}");
+            assert!(row["file_ratio"].as_f64() < Some(ratio), "frames are padded: {row}");
+            assert!(count(row, "tokens") >= 2 * len);
+            for speed in ["save_file", "disk_write", "load_file", "disk_read"] {
+                let speed = &row[format!("{speed}_bytes_per_second")];
+                assert!(speed.as_f64() > Some(0.0), "{row}");
+            }
+        }
+    }
+    let break_even = rows(&line, "break_even", &[]);
+    assert!(break_even.iter().all(|row| row["tokens"].is_null() || row["tokens"].is_f64()));
+    let agreement = &line["int8_agreement"];
+    let counts = ["questions", "tokens", "agreeing"].map(|name| count(agreement, name));
+    assert!(counts[0] > 0 && counts[1] >= counts[0] && counts[2] <= counts[1], "{agreement}");
+    let left = std::fs::read_dir(folder.join("kv")).expect("a store was there").count();
+    assert_eq!(left, 0, "nothing is left in a folder of the user's");
+}
+
+#[test]
+fn tiers_are_measured_on_random_weights_and_a_short_file_is_refused() {
+    let folder = copy_of_demo("tiers-shape");
+    let config = folder.join("config.json");
+    let weights = ["--random-weights", config.to_str().expect("UTF-8")];
+    let shape = ["--chunk-lens", "32", "--num-chunks", "1", "--repeats", "1", "--json"];
+    let questions = ["--questions", "1", "--answer-len", "3", "--codec", "int8"];
+    let line = last_line(&strand(
+        &[&["bench", "tiers"], &weights[..], &shape[..], &questions[..]].concat(),
+    ));
+    assert_eq!(count(rows(&line, "rows", &[("codec", "int8")])[0], "tokens"), 32);
+    assert_eq!(count(&line["int8_agreement"], "tokens"), 3, "its answers don't end");
+    let file = scratch("tiers").join("short.jsonl");
+    std::fs::write(&file, format!("{}\n", items()[0])).expect("it can be written");
+    let file = ["--file", file.to_str().expect("UTF-8")];
+    let run = strand(&[&["bench", "tiers"], &file[..], &["--chunk-lens", "200"]].concat());
+    run.refused(1, "has not enough text for all chunks");
+}
+
 #[test]
 fn the_bundled_model_is_listed_and_shown() {
     let run = strand(&["models", "list"]);

@@ -3,23 +3,32 @@
 //! Every bench prints a table for people and ends with one line of JSON, to standard output.
 //! Workloads are a function of the seed. Nothing here changes how the engine works.
 
+mod disk;
+mod kv_files;
 pub mod latency;
 pub mod recall;
 pub mod reuse;
 pub mod statistics;
 pub mod throughput;
+pub mod tiers;
 mod workload;
 
 use std::fs;
 use std::io::{self, Write};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use strand_engine::{EngineConfig, EngineHandle, Error, EventStream, Request};
+use strand_engine::store::Store;
+use strand_engine::{
+    EngineConfig, EngineHandle, Error, Event, EventStream, Exactness, Request, Reuse,
+};
 use strand_models::{ModelSource, PRESETS};
 
 use crate::args::{BenchModelArgs, CommonArgs};
 use crate::load;
+use disk::Folder;
+use kv_files::KvFiles;
 
 /// A started engine and how to name it in the results.
 struct Bench {
@@ -31,22 +40,45 @@ struct Bench {
     json: bool,
 }
 
+/// One answer, and how long its first token took.
+struct Answer {
+    /// From sending the request.
+    first_token_seconds: f64,
+    tokens: Vec<u32>,
+    reuse: Reuse,
+    exactness: Exactness,
+}
+
 impl Bench {
     /// `max_queue`: requests that will be sent at once.
     fn start(args: &BenchModelArgs, common: &CommonArgs, max_queue: usize) -> Result<Self> {
-        let source = match &args.random_weights {
-            Some(name) => random_weights(name, args.seed)?,
-            None => load::source(args.model.as_deref())?,
-        };
         let config = load::config(&args.engine);
         let config = EngineConfig { max_queue: max_queue.max(config.max_queue), ..config };
-        let engine = load::start(&source, &config, None, common)?;
+        let engine = load::start(&source(args)?, &config, None, common)?;
+        Ok(Self::new(engine, args, common))
+    }
+
+    /// With KV on the disk.
+    fn start_in(
+        folder: &Folder,
+        args: &BenchModelArgs,
+        common: &CommonArgs,
+    ) -> Result<(Self, KvFiles)> {
+        let store = Store::open(folder.path())?;
+        let config = load::config(&args.engine);
+        let loaded = load::load(&source(args)?, &config, Some(store), common)?;
+        let files = KvFiles::new(&loaded)?;
+        let engine = EngineHandle::spawn(loaded.engine, loaded.facts, loaded.files);
+        Ok((Self::new(engine, args, common), files))
+    }
+
+    fn new(engine: EngineHandle, args: &BenchModelArgs, common: &CommonArgs) -> Self {
         let model = match &args.random_weights {
             Some(name) => format!("{name} (random weights)"),
             None => engine.model_name().to_owned(),
         };
         let (vs, seed, json) = (args.vs.clone(), args.seed, common.json);
-        Ok(Self { engine, model, vs, seed, json })
+        Self { engine, model, vs, seed, json }
     }
 
     /// Sends a request; where the engine's door is full, waits for the step in progress.
@@ -57,6 +89,30 @@ impl Bench {
                 other => return other,
             }
         }
+    }
+
+    /// Sends a request and waits for its end; it must ask for a token or more.
+    fn ask(&self, request: Request) -> Result<Answer> {
+        let started = Instant::now();
+        let mut stream = self.submit(request)?;
+        let (mut first, mut tokens) = (None, Vec::new());
+        while let Some(event) = stream.next_blocking() {
+            match event {
+                Event::Token { token, .. } => {
+                    first.get_or_insert_with(|| started.elapsed().as_secs_f64());
+                    tokens.push(token);
+                }
+                Event::Finished { reuse, exactness, .. } => {
+                    // an answer may end before it has a token
+                    let end = || started.elapsed().as_secs_f64();
+                    let first_token_seconds = first.unwrap_or_else(end);
+                    return Ok(Answer { first_token_seconds, tokens, reuse, exactness });
+                }
+                Event::Failed(error) => return Err(error.into()),
+                Event::Prompt { .. } => {}
+            }
+        }
+        Err(Error::Stopped.into())
     }
 
     /// What every bench says about itself.
@@ -74,6 +130,13 @@ impl Bench {
             "seed": self.seed,
             "vs": self.vs,
         })
+    }
+}
+
+fn source(args: &BenchModelArgs) -> Result<ModelSource> {
+    match &args.random_weights {
+        Some(name) => random_weights(name, args.seed),
+        None => load::source(args.model.as_deref()),
     }
 }
 

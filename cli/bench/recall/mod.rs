@@ -4,7 +4,7 @@
 //! changes an answer. Prompts are those that chat makes: [`Context`] builds every one. Policies
 //! are measured one after the other.
 
-mod items;
+pub mod items;
 mod report;
 mod score;
 
