@@ -14,6 +14,7 @@ use strand_engine::{EngineConfig, Restore};
 use strand_kernels::{KvDtype, WeightDtype};
 use strand_models::Training;
 
+use crate::bench::recall::Way;
 use crate::byte_size;
 
 /// Flags under these headings can also be given by environment and file.
@@ -428,10 +429,10 @@ pub struct RecallArgs {
     /// The questions, one JSON object a line, as models/demo/README.md describes them
     #[arg(long, value_name = "FILE", default_value = "models/demo/eval.jsonl")]
     pub file: PathBuf,
-    /// What a chunk's KV depends on, one column each
-    #[arg(long, value_name = "POLICY,...", default_value = "exact,independent",
-          value_delimiter = ',', value_parser = parse_policy)]
-    pub policy: Vec<ReusePolicy>,
+    /// What a chunk's KV depends on, one column each; int8 is independent through a lossy file
+    #[arg(long, value_name = "POLICY,...", default_value = "exact,independent,blend,mask,int8",
+          value_delimiter = ',', value_parser = parse_way)]
+    pub policy: Vec<Way>,
     /// Ask N of the questions, spread evenly over the file [default: all]
     #[arg(long, value_name = "N", value_parser = parse_positive, allow_negative_numbers = true)]
     pub limit: Option<usize>,
@@ -537,6 +538,11 @@ fn parse_device(text: &str) -> Result<Device, String> {
 
 fn parse_policy(text: &str) -> Result<ReusePolicy, String> {
     ReusePolicy::parse(text).ok_or_else(|| expected(ReusePolicy::ALL.map(ReusePolicy::as_str)))
+}
+
+fn parse_way(text: &str) -> Result<Way, String> {
+    Way::parse(text)
+        .ok_or_else(|| format!("{}, int8", expected(ReusePolicy::ALL.map(ReusePolicy::as_str))))
 }
 
 fn parse_restore(text: &str) -> Result<Restore, String> {

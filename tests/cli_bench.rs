@@ -116,9 +116,9 @@ fn recall_has_rows_for_each_policy_and_measure() {
         assert!(run.out.contains(text), "{text} is not in {}", run.out);
     }
     let counts = (&line["bench"], &line["items"], &line["requests"]);
-    assert_eq!(counts, (&"recall".into(), &4.into(), &12.into()));
+    assert_eq!(counts, (&"recall".into(), &4.into(), &30.into()));
     let rows = line["rows"].as_array().expect("a list");
-    for policy in ["exact", "independent"] {
+    for policy in ["exact", "independent", "blend", "mask", "int8"] {
         let of = |row: &&Value| row["policy"] == policy && row["kind"] == Value::Null;
         let measured: Vec<_> = rows
             .iter()

@@ -30,6 +30,12 @@ use crate::load;
 use disk::Folder;
 use kv_files::KvFiles;
 
+/// What the flags ask of the engine, with room for so many requests at once.
+fn config(args: &BenchModelArgs, max_queue: usize) -> EngineConfig {
+    let config = load::config(&args.engine);
+    EngineConfig { max_queue: max_queue.max(config.max_queue), ..config }
+}
+
 /// A started engine and how to name it in the results.
 struct Bench {
     engine: EngineHandle,
@@ -52,9 +58,7 @@ struct Answer {
 impl Bench {
     /// `max_queue`: requests that will be sent at once.
     fn start(args: &BenchModelArgs, common: &CommonArgs, max_queue: usize) -> Result<Self> {
-        let config = load::config(&args.engine);
-        let config = EngineConfig { max_queue: max_queue.max(config.max_queue), ..config };
-        let engine = load::start(&source(args)?, &config, None, common)?;
+        let engine = load::start(&source(args)?, &config(args, max_queue), None, common)?;
         Ok(Self::new(engine, args, common))
     }
 
@@ -63,9 +67,10 @@ impl Bench {
         folder: &Folder,
         args: &BenchModelArgs,
         common: &CommonArgs,
+        max_queue: usize,
     ) -> Result<(Self, KvFiles)> {
         let store = Store::open(folder.path())?;
-        let config = load::config(&args.engine);
+        let config = config(args, max_queue);
         let loaded = load::load(&source(args)?, &config, Some(store), common)?;
         let files = KvFiles::new(&loaded)?;
         let engine = EngineHandle::spawn(loaded.engine, loaded.facts, loaded.files);

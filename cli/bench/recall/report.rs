@@ -4,10 +4,10 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use strand_engine::context::ReusePolicy;
 
 use super::super::{Bench, merge};
 use super::score::{Count, Group, Measure, Tally};
+use super::way::Way;
 
 /// Everything measured.
 pub struct Report<'a> {
@@ -15,7 +15,7 @@ pub struct Report<'a> {
     pub items: usize,
     pub requests: usize,
     pub seconds: f64,
-    pub tallies: &'a [(ReusePolicy, Tally)],
+    pub tallies: &'a [(Way, Tally)],
 }
 
 /// What a line of the table shows: its title, the orders it was asked in, how it is divided.
@@ -62,7 +62,8 @@ const SECTIONS: [Section; 10] = {
 };
 
 const NOTES: &str = "\
-Per cent of the items. Reversed: the same chunks, last first. Absent or inactive: one prompt,
+Per cent of the items. Mask: behind a chunk that is switched off again. Int8: independent, through
+a lossy file. Reversed: the same chunks, last first. Absent or inactive: one prompt,
 counted once; the chunk with the answer is loaded and inactive. A persona's name is not asked
 without its chunk. Right fields: the names and types of the expected object.";
 
@@ -90,8 +91,8 @@ impl Report<'_> {
         writeln!(out, "{} greedy answers in {:.1} s", self.requests, self.seconds)?;
         let lines: Vec<_> = SECTIONS.iter().flat_map(|section| self.lines(section)).collect();
         let width = lines.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
-        let policies = self.tallies.iter().map(|(policy, _)| format!(" {:>19}", policy.as_str()));
-        writeln!(out, "{:<width$} {:>6}{}", "", "", policies.collect::<String>())?;
+        let ways = self.tallies.iter().map(|(way, _)| format!(" {:>19}", way.as_str()));
+        writeln!(out, "{:<width$} {:>6}{}", "", "", ways.collect::<String>())?;
         let orders = format!(" {:>9} {:>9}", "given", "reversed").repeat(self.tallies.len());
         writeln!(out, "{:<width$} {:>6}{orders}", "", "items")?;
         for (title, cells) in lines {
@@ -136,7 +137,7 @@ impl Section {
         }
     }
 
-    /// The shares of one policy, in both orders where both were asked.
+    /// The shares of one way, in both orders where both were asked.
     fn cells(&self, tally: &Tally, group: &Group) -> String {
         let share = |measure: Option<Measure>| {
             let count = measure.and_then(|measure| tally.count(measure, group));
@@ -146,18 +147,18 @@ impl Section {
     }
 }
 
-fn rows_json((policy, tally): &(ReusePolicy, Tally)) -> Vec<Value> {
-    tally.iter().map(|(measure, group, count)| row_json(*policy, measure, group, count)).collect()
+fn rows_json((way, tally): &(Way, Tally)) -> Vec<Value> {
+    tally.iter().map(|(measure, group, count)| row_json(*way, measure, group, count)).collect()
 }
 
-fn row_json(policy: ReusePolicy, measure: Measure, group: &Group, count: Count) -> Value {
+fn row_json(way: Way, measure: Measure, group: &Group, count: Count) -> Value {
     let (chunks, kind) = match group {
         Group::All => (None, None),
         Group::Chunks(chunks) => (Some(chunks), None),
         Group::Kind(kind) => (None, Some(kind)),
     };
     json!({
-        "policy": policy.as_str(),
+        "policy": way.as_str(),
         "measure": measure.name(),
         "chunks": chunks,
         "kind": kind,

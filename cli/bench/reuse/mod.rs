@@ -88,7 +88,7 @@ struct Results {
 
 pub fn run(args: &ReuseBenchArgs, common: &CommonArgs) -> Result<Outcome> {
     let folder = Folder::new(common)?;
-    let (bench, files) = Bench::start_in(&folder, &args.model, common)?;
+    let (bench, files) = Bench::start_in(&folder, &args.model, common, 0)?;
     check_room(&bench, args)?;
     let mut random = Random::new(args.model.seed);
     let vocab_size = bench.engine.plan().vocab_size;

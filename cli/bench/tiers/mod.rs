@@ -54,7 +54,7 @@ struct Row {
 
 pub fn run(args: &TiersArgs, common: &CommonArgs) -> Result<Outcome> {
     let folder = Folder::new(common)?;
-    let (bench, files) = Bench::start_in(&folder, &args.model, common)?;
+    let (bench, files) = Bench::start_in(&folder, &args.model, common, 0)?;
     let mut samples = Samples::new(&bench, args)?;
     let files = files.behind(samples.anchor().to_vec());
     let tiers = Tiers { bench: &bench, folder: &folder, files: &files, args };
