@@ -84,6 +84,8 @@ pub enum Error {
     NoStore { reason: String },
     #[error("over the {budget} bytes a minute that are written unasked")]
     WriteBudget { budget: u64 },
+    #[error("chunk {chunk}... is not kept, so its KV is not written unasked; save it first")]
+    NotKept { chunk: String },
     #[error(
         "log-probabilities of the prompt can't be asked for where chunks are switched off or \
          recomputed; use --reuse exact or independent"

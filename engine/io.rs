@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::cache::{KvId, KvSegment, KvVariant};
+use crate::cache::{ChunkId, KvId, KvSegment, KvVariant};
 use crate::error::Error;
 use crate::segment_kv::SegmentKv;
 use crate::store::{Coding, Expected, KvRecord, KvShape, Loaded, Quarantined, Store};
@@ -37,6 +37,10 @@ impl IoWorker {
                 let data = self.load(&segment);
                 IoDone::Loaded { segment, data, seconds: started.elapsed().as_secs_f64() }
             }
+            IoJob::Save { ticket: None, segment, .. } if !self.is_kept(segment.chunk) => {
+                let result = Err(Error::NotKept { chunk: segment.chunk.short() });
+                IoDone::Saved { ticket: None, segment, result, removed: Vec::new() }
+            }
             IoJob::Save { ticket, segment, data, codec } => {
                 let record = self.record(&segment);
                 let saved = self.store.save(&record, &data, codec, &self.coding);
@@ -48,6 +52,12 @@ impl IoWorker {
                 IoDone::Erased { ticket, result: erased.map(drop).map_err(Error::from) }
             }
         }
+    }
+
+    /// Nothing is written unasked of a chunk whose text was never to be kept.
+    fn is_kept(&self, chunk: ChunkId) -> bool {
+        // an index that can't answer won't take a row either
+        self.store.chunk(chunk).is_ok_and(|kept| kept.is_some())
     }
 
     /// What can't be read is as good as absent: it is encoded again.

@@ -6,13 +6,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use strand_engine::cache::KvSegment;
 use strand_engine::context::{Chunk, ChunkKind, Context, Conversation, ReusePolicy};
 use strand_engine::io::IoFiles;
 use strand_engine::model_runner::ModelRunner;
-use strand_engine::store::{Codec, Store};
+use strand_engine::store::{Codec, Store, StoredChunk};
 use strand_engine::{
-    Engine, EngineConfig, Event, KvVariant, Outcome, Request, Restore, Reuse, Segment,
+    Engine, EngineConfig, Event, IoJob, KvVariant, Outcome, Request, Restore, Reuse, Segment,
+    SegmentKv,
 };
 use strand_models::{ModelFiles, ModelSource};
 
@@ -212,6 +215,12 @@ impl History {
 
     fn load(&mut self) {
         let chunk = self.texts[self.random.between(0, self.texts.len())].clone();
+        if self.random.chance(70) {
+            // kept, so that its KV may be written unasked too
+            let kept = StoredChunk::new(&chunk.name, chunk.kind, &chunk.text, None);
+            let files = self.stepped.files.as_ref().expect("histories have files");
+            files.writer.store.put_chunk(&kept).expect("the store takes it");
+        }
         self.context.load(chunk, self.random.chance(80));
         let index = self.context.entries().len() - 1;
         let encode = self.context.encode(index).prompt;
@@ -294,4 +303,36 @@ fn after_any_history_of_a_context_the_logits_are_those_of_a_fresh_engine() {
     let Reuse { device, host, disk, recomputed, .. } = total.reuse;
     assert!(device > 0 && host > 0 && disk > 100 && recomputed > 0, "{total:?}");
     assert!(total.restarts > 5, "{total:?}");
+}
+
+#[test]
+fn nothing_is_written_unasked_of_a_chunk_that_is_not_kept() {
+    let folder = scratch("histories").join("not-kept");
+    drop(fs::remove_dir_all(&folder));
+    let config = EngineConfig { max_model_len: Some(LENGTH), ..EngineConfig::default() };
+    let stepped = Stepped::start(&config, Some(&folder));
+    let worker = &stepped.files.as_ref().expect("it has a folder").writer;
+    let text = "The harbour gate is green.";
+    let kept = StoredChunk::new("gate.txt", ChunkKind::File, text, None);
+    let (tokens, identity) = (vec![7; 5], stepped.engine.identity().clone());
+    let segment = Arc::new(KvSegment {
+        kv: identity.root(KvVariant::Lossless).kv_id(&tokens, &[]),
+        chunk: kept.info.id,
+        variant: KvVariant::Lossless,
+        identity: Arc::new(identity),
+        tokens: tokens.into(),
+        seen: [].into(),
+        first_position: 0,
+        hashes: [].into(),
+    });
+    let frame = vec![0; worker.shape.frame_bytes(segment.tokens.len()).expect("a small one")];
+    let data = Arc::new(SegmentKv { frames: vec![frame; 2 * worker.shape.layers] });
+    let demote = || {
+        let (segment, data) = (segment.clone(), data.clone());
+        worker.carry_out(IoJob::Save { ticket: None, segment, data, codec: Codec::Planes });
+        worker.store.kv_files().expect("it can be listed").len()
+    };
+    assert_eq!(demote(), 0);
+    worker.store.put_chunk(&kept).expect("the store takes it");
+    assert_eq!(demote(), 1);
 }
