@@ -60,6 +60,12 @@ pub struct Coding {
     pub threads: usize,
 }
 
+/// Memory that decoding uses again, a thread each.
+#[derive(Default)]
+pub(super) struct Scratch {
+    planes: Vec<u8>,
+}
+
 /// How one frame is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
@@ -144,21 +150,25 @@ pub(super) fn encode<'a>(
 /// The rows of a frame. For int8 keys `rows.rotation` must hold.
 pub(super) fn decode(
     encoding: Encoding,
-    stored: Vec<u8>,
+    stored: &mut Vec<u8>,
     rows: &Rows,
     coding: &Coding,
+    scratch: &mut Scratch,
 ) -> Result<Vec<u8>, StoreError> {
     let damage = |text: &str| StoreError::from(Damage::Frame(text.to_owned()));
     match encoding {
-        Encoding::Raw if stored.len() == rows.bytes() => Ok(stored),
+        Encoding::Raw if stored.len() == rows.bytes() => Ok(std::mem::take(stored)),
         Encoding::Raw => Err(damage("its length is not that of its rows")),
-        Encoding::Planes => planes::decode(&stored, rows.bytes(), rows.shape.dtype.size())
-            .ok_or_else(|| damage("its planes do not decode")),
+        Encoding::Planes => {
+            let size = rows.shape.dtype.size();
+            let decoded = planes::decode(stored, rows.bytes(), size, &mut scratch.planes);
+            decoded.ok_or_else(|| damage("its planes do not decode"))
+        }
         _ if stored.len() != rows.int8_bytes(encoding) => {
             Err(damage("its length is not that of its rows"))
         }
-        Encoding::Int8K => Ok(int8::decode_keys(&stored, rows, rows.rotation(coding)?)),
-        Encoding::Int8V => Ok(int8::decode_values(&stored, rows)),
+        Encoding::Int8K => Ok(int8::decode_keys(stored, rows, rows.rotation(coding)?)),
+        Encoding::Int8V => Ok(int8::decode_values(stored, rows)),
     }
 }
 

@@ -4,6 +4,7 @@
 //! it is used, and whatever doesn't hold is a [`Damage`].
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::io::{self, Read};
 
 use sha2::{Digest, Sha256};
@@ -116,7 +117,7 @@ impl<'a> Encoded<'a> {
         in_order(
             coding.threads,
             kv.frames.iter().enumerate().map(Ok),
-            |(index, raw)| codec::encode(codec, index, raw, &rows, coding),
+            |(): &mut (), (index, raw)| codec::encode(codec, index, raw, &rows, coding),
             |frame| {
                 encoded.push(frame);
                 Ok(())
@@ -289,7 +290,9 @@ impl<R: Read> KvReader<R> {
         let rows = self.record.rows();
         self.read_stored(
             coding.threads,
-            |frame, stored| Ok(codec::decode(encoding(&frame), stored, &rows, coding)?),
+            |scratch: &mut codec::Scratch, frame, stored| {
+                Ok(codec::decode(encoding(&frame), stored, &rows, coding, scratch)?)
+            },
             &mut each,
         )
     }
@@ -297,28 +300,35 @@ impl<R: Read> KvReader<R> {
     /// Checks all of it without keeping anything. Frames are not decoded: what is not known to be
     /// of this engine's shape may be made to take all memory.
     pub fn verify(self) -> Result<(), ReadError> {
-        self.read_stored(1, |_, _| Ok(()), &mut |()| Ok(()))
+        self.read_stored(1, |(): &mut (), _, _| Ok(()), &mut |()| Ok(()))
     }
 
-    fn read_stored<T: Send>(
+    /// Buffers are used again: memory that is new to the process costs more than what is done
+    /// with it. `decode` may keep what is stored by taking it.
+    fn read_stored<S: Default, T: Send>(
         mut self,
         threads: usize,
-        decode: impl Fn(Frame, Vec<u8>) -> Result<T, ReadError> + Sync,
+        decode: impl Fn(&mut S, Frame, &mut Vec<u8>) -> Result<T, ReadError> + Sync,
         each: &mut impl FnMut(T) -> Result<(), ReadError>,
     ) -> Result<(), ReadError> {
         let frames = std::mem::take(&mut self.frames);
+        let spare: RefCell<Vec<Vec<u8>>> = RefCell::default();
         let stored = frames.into_iter().map(|frame| {
             self.skip_to(frame.offset)?;
-            let bytes = self.take(frame.stored)?;
+            let buffer = spare.borrow_mut().pop().unwrap_or_default();
+            let bytes = self.take(frame.stored, buffer)?;
             Ok((frame, bytes))
         });
-        let checked = |(frame, stored): (Frame, Vec<u8>)| {
+        let checked = |scratch: &mut S, (frame, mut stored): (Frame, Vec<u8>)| {
             if xxh3_64(&stored) != frame.xxh3 {
                 return Err(Damage::Frame("a frame's checksum does not match".to_owned()).into());
             }
-            decode(frame, stored)
+            Ok((decode(scratch, frame, &mut stored)?, stored))
         };
-        in_order(threads, stored, checked, each)?;
+        in_order(threads, stored, checked, |(decoded, buffer)| {
+            spare.borrow_mut().push(buffer);
+            each(decoded)
+        })?;
         self.skip_to(self.length - TRAILER as u64)?;
         let mut trailer = [0; TRAILER];
         self.source.read_exact(&mut trailer)?;
@@ -330,12 +340,13 @@ impl<R: Read> KvReader<R> {
 
     /// Reads the padding before `offset`.
     fn skip_to(&mut self, offset: u64) -> Result<(), ReadError> {
-        self.take(offset - self.at).map(drop)
+        self.take(offset - self.at, Vec::new()).map(drop)
     }
 
-    /// Reads so many bytes; the header has been checked against the file's length.
-    fn take(&mut self, len: u64) -> Result<Vec<u8>, ReadError> {
-        let mut bytes = vec![0; len as usize];
+    /// Reads so many bytes into a buffer; the header has been checked against the file's length.
+    fn take(&mut self, len: u64, mut bytes: Vec<u8>) -> Result<Vec<u8>, ReadError> {
+        bytes.clear();
+        bytes.resize(len as usize, 0);
         self.source.read_exact(&mut bytes)?;
         self.digest.update(&bytes);
         self.at += len;

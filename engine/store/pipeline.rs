@@ -7,16 +7,18 @@ use std::thread;
 type Worker<T, U> = (Sender<T>, Receiver<U>);
 
 /// Gives `each` the results of `map` over `inputs`, in their order. Inputs are made and results
-/// taken on this thread; at most two inputs per thread are under way. The first error ends it.
-pub(super) fn in_order<T: Send, U: Send, E: Send>(
+/// taken on this thread; at most two inputs per thread are under way. Each thread has a scratch of
+/// its own, which `map` may leave anything in. The first error ends it.
+pub(super) fn in_order<S: Default, T: Send, U: Send, E: Send>(
     threads: usize,
     inputs: impl Iterator<Item = Result<T, E>>,
-    map: impl Fn(T) -> Result<U, E> + Sync,
+    map: impl Fn(&mut S, T) -> Result<U, E> + Sync,
     mut each: impl FnMut(U) -> Result<(), E>,
 ) -> Result<(), E> {
     if threads <= 1 {
+        let mut scratch = S::default();
         for input in inputs {
-            each(map(input?)?)?;
+            each(map(&mut scratch, input?)?)?;
         }
         return Ok(());
     }
@@ -27,8 +29,11 @@ pub(super) fn in_order<T: Send, U: Send, E: Send>(
                 let (send_input, inputs) = channel();
                 let (send_output, outputs) = channel();
                 scope.spawn(move || {
+                    let mut scratch = S::default();
                     // ends when the other side has gone, after an error
-                    inputs.into_iter().all(|input| send_output.send(map(input)).is_ok())
+                    inputs
+                        .into_iter()
+                        .all(|input| send_output.send(map(&mut scratch, input)).is_ok())
                 });
                 (send_input, outputs)
             })
@@ -61,7 +66,7 @@ mod tests {
         in_order(
             threads,
             (0..100).map(Ok),
-            |n| if Some(n) == failing { Err(n) } else { Ok(n * n) },
+            |(): &mut (), n| if Some(n) == failing { Err(n) } else { Ok(n * n) },
             |n| {
                 found.push(n);
                 Ok(())
@@ -83,7 +88,8 @@ mod tests {
         for threads in [1, 2, 7] {
             assert_eq!(squares(threads, Some(41)), Err(41), "{threads}");
             let inputs = (0..50).map(|n| if n == 30 { Err(n) } else { Ok(n) });
-            assert_eq!(in_order(threads, inputs, Ok, |_| Ok(())), Err(30), "{threads}");
+            let done = in_order(threads, inputs, |(): &mut (), n| Ok(n), |_| Ok(()));
+            assert_eq!(done, Err(30), "{threads}");
         }
     }
 }

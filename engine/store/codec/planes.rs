@@ -3,8 +3,6 @@
 //! Exponents of neighbours are alike, mantissas are noise: apart, the first compress well and the
 //! second are not touched. The loops have no branches, so that they become vector code.
 
-use std::borrow::Cow;
-
 /// Fast, and on noise next to none of the others gains more.
 const LEVEL: i32 = 1;
 /// A plane's header: how it is kept, and its length.
@@ -30,21 +28,27 @@ pub(super) fn encode(raw: &[u8], size: usize) -> Option<Vec<u8>> {
     gains(total, raw.len()).then(|| [header, body].concat())
 }
 
-/// The numbers again, `len` bytes of them; `None` where the bytes are no planes.
-pub(super) fn decode(stored: &[u8], len: usize, size: usize) -> Option<Vec<u8>> {
+/// The numbers again, `len` bytes of them; `None` where the bytes are no planes. `unpacked` is
+/// memory to work in.
+pub(super) fn decode(
+    stored: &[u8],
+    len: usize,
+    size: usize,
+    unpacked: &mut Vec<u8>,
+) -> Option<Vec<u8>> {
     let (header, mut body) = stored.split_at_checked(HEADER * size)?;
     let count = len / size;
-    let mut planes = Vec::with_capacity(size);
-    for entry in header.chunks_exact(HEADER) {
+    unpacked.resize(len, 0);
+    let mut planes: Vec<&[u8]> = Vec::with_capacity(size);
+    for (entry, out) in header.chunks_exact(HEADER).zip(unpacked.chunks_mut(count.max(1))) {
         let kept = u64::from_le_bytes(entry[1..].try_into().expect("a header has nine bytes"));
         let (plane, rest) = body.split_at_checked(usize::try_from(kept).ok()?)?;
         body = rest;
         planes.push(match entry[0] {
-            STORED if plane.len() == count => Cow::Borrowed(plane),
+            STORED if plane.len() == count => plane,
             ZSTD => {
-                let mut out = vec![0; count];
-                let written = zstd::bulk::decompress_to_buffer(plane, &mut out[..]).ok()?;
-                Cow::Owned((written == count).then_some(out)?)
+                let written = zstd::bulk::decompress_to_buffer(plane, &mut *out).ok()?;
+                (written == count).then_some(&*out)?
             }
             _ => return None,
         });

@@ -19,7 +19,8 @@ fn there_and_back(
 ) -> (Encoding, usize, Vec<u8>) {
     let (encoding, stored) = encode(codec, frame, raw, rows, coding).unwrap();
     let length = stored.len();
-    let back = decode(encoding, stored.into_owned(), rows, coding).unwrap();
+    let back =
+        decode(encoding, &mut stored.into_owned(), rows, coding, &mut Scratch::default()).unwrap();
     (encoding, length, back)
 }
 
@@ -77,7 +78,10 @@ fn planes_that_are_none_are_refused_without_harm() {
         let raw = random.numbers(dtype, 64 * rows.shape.width());
         let (encoding, stored) = encode(Codec::Planes, 0, &raw, &rows, &coding(1)).unwrap();
         assert_eq!(encoding, Encoding::Planes);
-        let decode = |bytes: &[u8]| decode(encoding, bytes.to_vec(), &rows, &coding(1));
+        let decode = |bytes: &[u8]| {
+            let scratch = &mut Scratch::default();
+            decode(encoding, &mut bytes.to_vec(), &rows, &coding(1), scratch)
+        };
         for length in (0..stored.len()).step_by(7) {
             assert!(decode(&stored[..length]).is_err(), "cut to {length}");
         }
