@@ -57,7 +57,7 @@ impl IoWorker {
     /// Nothing is written unasked of a chunk whose text was never to be kept.
     fn is_kept(&self, chunk: ChunkId) -> bool {
         // an index that can't answer won't take a row either
-        self.store.chunk(chunk).is_ok_and(|kept| kept.is_some())
+        self.store.keeps(chunk).unwrap_or(false)
     }
 
     /// What can't be read is as good as absent: it is encoded again.
@@ -80,11 +80,6 @@ impl IoWorker {
 
     /// Makes room for what was just saved; returns what had to go.
     fn collect(&self, saved: KvId) -> Vec<KvId> {
-        let files = self.store.kv_files().unwrap_or_default();
-        let bytes: u64 = files.iter().map(|file| file.bytes).sum();
-        if bytes <= self.disk_space {
-            return Vec::new();
-        }
         // files that can't be removed stay, and are tried again after the next save
         let collected = self.store.make_room(self.disk_space, saved).unwrap_or_default();
         collected.into_iter().map(|file| file.kv_id).collect()

@@ -94,10 +94,6 @@ impl Tiers {
         self.disk.contains_key(&kv)
     }
 
-    pub fn segment(&self, kv: KvId) -> Option<&Arc<KvSegment>> {
-        self.host.get(&kv).map(|entry| &entry.segment)
-    }
-
     pub fn put_disk(&mut self, kv: KvId, chunk: ChunkId) {
         self.disk.insert(kv, chunk);
     }

@@ -217,6 +217,11 @@ impl Store {
         self.index.chunk(id)
     }
 
+    /// Whether a chunk's text is kept.
+    pub fn keeps(&self, id: ChunkId) -> Result<bool, StoreError> {
+        Ok(self.index.chunk_info(id)?.is_some())
+    }
+
     /// In the order they were created.
     pub fn chunks(&self) -> Result<Vec<ChunkInfo>, StoreError> {
         self.index.chunks()

@@ -162,6 +162,9 @@ impl Store {
             self.files_by_worth()?.into_iter().partition(|file| file.kv_id == saved);
         let own: u64 = own.iter().map(|file| file.bytes).sum();
         let unwanted = self.least_worth(others, budget.saturating_sub(own))?;
+        if unwanted.is_empty() {
+            return Ok(unwanted);
+        }
         self.remove_files(&unwanted)?;
         self.sync_kv()?;
         self.index.count(&[("files removed", unwanted.len() as u64)])?;
