@@ -16,15 +16,17 @@ use strand_models::Training;
 
 use crate::bench::recall::Way;
 use crate::byte_size;
+use crate::server::options::ServeArgs;
 
 /// Flags under these headings can also be given by environment and file.
 pub const ENGINE: &str = "Engine options";
 pub const SAMPLING: &str = "Sampling options";
 pub const COMMON: &str = "Common options";
+pub const SERVER: &str = "Server options";
 
 /// An inference engine for decoder-only language models.
 ///
-/// Every engine, sampling and common option can also be given as an environment variable
+/// Every engine, server, sampling and common option can also be given as an environment variable
 /// (--block-size as STRAND_BLOCK_SIZE) or in a TOML file (block-size = 16) named by --config.
 /// A flag wins over the environment, the environment over the file, the file over the default.
 #[derive(Debug, Parser)]
@@ -59,6 +61,8 @@ pub enum Command {
     Chat(Box<ChatArgs>),
     /// Continue one prompt
     Generate(Box<GenerateArgs>),
+    /// Serve OpenAI's API over HTTP
+    Serve(Box<ServeArgs>),
     /// Measure speed
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -563,7 +567,7 @@ fn parse_host_memory(text: &str) -> Result<u64, String> {
     if text.trim() == "0" { Ok(0) } else { byte_size::parse(text) }
 }
 
-fn parse_positive(text: &str) -> Result<usize, String> {
+pub fn parse_positive(text: &str) -> Result<usize, String> {
     let number: i128 = text.trim().parse().map_err(|_| "expected a whole number".to_owned())?;
     if number < 1 {
         return Err("must be at least 1".to_owned());

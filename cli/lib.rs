@@ -21,6 +21,7 @@ mod load;
 mod models;
 mod progress;
 mod sampling;
+mod server;
 mod settings;
 
 use std::error::Error;
@@ -65,9 +66,14 @@ pub fn run(argv: Vec<OsString>) -> ExitCode {
 }
 
 fn obey(cli: Cli) -> Result<Outcome> {
-    let interrupt = Interrupt::install()?;
     let common = &cli.common;
+    if let Command::Serve(args) = &cli.command {
+        // Ctrl-C means something else to a server
+        return server::run(args, common);
+    }
+    let interrupt = Interrupt::install()?;
     match cli.command {
+        Command::Serve(_) => unreachable!("served above"),
         Command::Generate(args) => generate::run(&args, common, &interrupt),
         Command::Chat(args) => chat::run(*args, common, &interrupt),
         Command::Chunks(command) => chunks::run(&command, common),

@@ -12,7 +12,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use clap::{Arg, Command, CommandFactory, FromArgMatches};
 
-use crate::args::{COMMON, Cli, ENGINE, SAMPLING};
+use crate::args::{COMMON, Cli, ENGINE, SAMPLING, SERVER};
 use crate::{UsageError, describe};
 
 /// Values by the flag's long name.
@@ -54,7 +54,7 @@ fn with_sources(arg: Arg, file: &File) -> Arg {
 
 /// The long name of an option that may come from elsewhere than the command line.
 fn settable(arg: &Arg) -> Option<String> {
-    let shared = [COMMON, ENGINE, SAMPLING].contains(&arg.get_help_heading()?);
+    let shared = [COMMON, ENGINE, SAMPLING, SERVER].contains(&arg.get_help_heading()?);
     let name = arg.get_long()?;
     (shared && !["json", "verbose"].contains(&name)).then(|| name.to_owned())
 }

@@ -6,6 +6,7 @@
 
 use crate::error::Error;
 use crate::template_functions::{self, from_json};
+use crate::template_marks::Marks;
 use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use serde_json::{Map, Value};
@@ -36,6 +37,8 @@ pub struct Conversation {
     /// What `strftime_now` writes: `YYYY-MM-DD`, with ` HH:MM:SS` if it matters. Without it the
     /// function is not defined, and templates that ask first print their own default.
     pub date: Option<String>,
+    /// Set by [`Conversation::keep_text`].
+    pub marks: Option<Marks>,
 }
 
 /// One message. Fields whose value is null are as if absent, as in Hugging Face.
@@ -154,6 +157,17 @@ impl ChatTemplate {
     /// What Hugging Face renders for the same conversation.
     pub fn render(&self, conversation: &Conversation) -> Result<String, Error> {
         self.render_with_bos(conversation, None)
+    }
+
+    /// The Jinja source, the one for plain conversations where there are several.
+    pub fn source(&self) -> String {
+        let template = self.0.environment.get_template("default");
+        template.expect("checked when compiled").source().to_owned()
+    }
+
+    /// `bos_token`, `eos_token` and so on, with the tokens they stand for.
+    pub fn special_tokens(&self) -> &BTreeMap<String, String> {
+        &self.0.special_tokens
     }
 
     /// The BOS text that renderings start with.

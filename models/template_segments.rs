@@ -7,11 +7,13 @@
 //! tokens on one side cannot depend on the text of the other), is no border: its two sides are one
 //! segment.
 //!
-//! A special token's name inside a message's text becomes that token, as in Hugging Face. In a
-//! chunk it stays text: a file cannot close the message that carries it.
+//! A special token's name inside a message's text becomes that token, as in Hugging Face, unless
+//! the conversation is told to keep text (`template_marks`). In a chunk it stays text: a file
+//! cannot close the message that carries it.
 
 use crate::chat_template::{ChatTemplate, Content, Conversation, Message};
 use crate::error::Error;
+use crate::template_marks::MarkedText;
 use crate::tokenizer::{EncodedText, Tokenizer};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -47,7 +49,13 @@ impl ChatTemplate {
         conversation: &Conversation,
     ) -> Result<Vec<TemplateSegment>, Error> {
         let layout = Layout::find(self, conversation)?;
-        let encoded = tokenizer.encode_with_offsets(&layout.text)?;
+        let MarkedText { encoded, cuts: asked } = match &conversation.marks {
+            Some(marks) => marks.encode(tokenizer, &layout.text)?,
+            None => MarkedText {
+                encoded: tokenizer.encode_with_offsets(&layout.text)?,
+                cuts: Vec::new(),
+            },
+        };
         let cuttable = SpecialBorders::new(tokenizer, &encoded);
         let anchor = self.anchor_tokens(tokenizer, &layout.text, &encoded.ids);
 
@@ -74,12 +82,15 @@ impl ChatTemplate {
         for (index, &(token, message)) in cuts.iter().enumerate() {
             let next = cuts.get(index + 1).copied();
             let (end, last) = next.unwrap_or((encoded.ids.len(), count));
-            if token < end {
+            let inside = asked.iter().copied().filter(|&cut| token < cut && cut < end);
+            let mut start = token;
+            for end in inside.chain([end]).filter(|&end| token < end) {
                 segments.push(TemplateSegment {
                     kind: kind_of(&conversation.messages, message..last),
                     messages: message..last,
-                    ids: encoded.ids[token..end].to_vec(),
+                    ids: encoded.ids[start..end].to_vec(),
                 });
+                start = end;
             }
         }
         Ok(segments)
@@ -281,6 +292,7 @@ impl<'a> Marks<'a> {
             add_generation_prompt: self.conversation.add_generation_prompt,
             extra: self.conversation.extra.clone(),
             date: self.conversation.date.clone(),
+            marks: self.conversation.marks,
         }
     }
 

@@ -164,6 +164,11 @@ impl Tokenizer {
         self.0.encoder.token_to_id(token)
     }
 
+    /// The names of all special tokens.
+    pub fn special_tokens(&self) -> Vec<String> {
+        self.0.special.iter().filter_map(|&id| self.0.encoder.id_to_token(id)).collect()
+    }
+
     /// What [`encode`](Self::encode) puts first: BOS, or nothing.
     pub fn bos(&self) -> &[u32] {
         &self.0.bos

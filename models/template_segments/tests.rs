@@ -22,6 +22,7 @@ fn conversation(case: &Value) -> Conversation {
         add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
         extra: case["extra"].as_object().cloned().unwrap_or_default(),
         date: case["date"].as_str().map(str::to_owned),
+        marks: None,
     }
 }
 

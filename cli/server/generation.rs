@@ -1,0 +1,111 @@
+//! From engine requests to one stream of pieces, whatever API tells them.
+//!
+//! A generation has a request for each prompt and numbers all choices through. Dropping it
+//! cancels what is left of it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
+use strand_engine::{Event, Exactness, FinishReason, Request, Reuse, TokenLogprobs};
+
+use super::error::ApiError;
+use super::state::Server;
+
+/// What a generation has to tell, in order within a choice.
+#[derive(Debug)]
+pub enum Piece {
+    /// Log-probabilities of a prompt, from its second token on.
+    Prompt {
+        prompt: usize,
+        logprobs: Vec<TokenLogprobs>,
+    },
+    Token {
+        choice: usize,
+        token: u32,
+        text: String,
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// Nothing of this choice follows.
+    End {
+        choice: usize,
+        reason: FinishReason,
+        text: String,
+        reuse: Reuse,
+        exactness: Exactness,
+    },
+}
+
+/// The engine's answers to the prompts of one HTTP request.
+pub struct Generation {
+    events: SelectAll<BoxStream<'static, (usize, Event)>>,
+    /// Choices of a prompt.
+    n: usize,
+    /// Choices that have not ended.
+    open: usize,
+    /// Came before anybody asked.
+    early: VecDeque<Piece>,
+    pub prompt_tokens: usize,
+}
+
+/// After so long without a word the request counts as accepted.
+const ACCEPTED_AFTER: Duration = Duration::from_secs(10);
+
+impl Generation {
+    /// Sends all requests, and waits until they run or are refused: what is refused is told
+    /// before any event is.
+    pub async fn start(server: &Server, requests: Vec<Request>) -> Result<Self, ApiError> {
+        let n = requests.first().map_or(1, |request| request.limits.n as usize);
+        let open = n * requests.len();
+        let prompt_tokens = requests.iter().map(Request::prompt_tokens).sum();
+        let mut events = SelectAll::new();
+        for (index, request) in requests.into_iter().enumerate() {
+            let stream = server.engine.submit(request)?;
+            let numbered = stream::unfold(stream, move |mut stream| async move {
+                let event = stream.next().await?;
+                Some(((index, event), stream))
+            });
+            events.push(numbered.boxed());
+        }
+        let mut generation = Self { events, n, open, early: VecDeque::new(), prompt_tokens };
+        let first = tokio::time::timeout(ACCEPTED_AFTER, generation.next()).await;
+        if let Ok(Some(first)) = first {
+            generation.early.push_back(first?);
+        }
+        Ok(generation)
+    }
+
+    /// The next piece; `None` after the last one.
+    pub async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
+        if let Some(piece) = self.early.pop_front() {
+            return Some(Ok(piece));
+        }
+        if self.open == 0 {
+            return None;
+        }
+        let Some((prompt, event)) = self.events.next().await else {
+            // the engine's thread ended in the middle of an answer
+            self.open = 0;
+            return Some(Err(ApiError::from(strand_engine::Error::Stopped)));
+        };
+        Some(self.piece(prompt, event))
+    }
+
+    fn piece(&mut self, prompt: usize, event: Event) -> Result<Piece, ApiError> {
+        let number = |choice: u32| prompt * self.n + choice as usize;
+        Ok(match event {
+            Event::Prompt { logprobs } => Piece::Prompt { prompt, logprobs },
+            Event::Token { choice, token, text, logprobs } => {
+                Piece::Token { choice: number(choice), token, text, logprobs }
+            }
+            Event::Finished { choice, reason, text, reuse, exactness } => {
+                self.open -= 1;
+                Piece::End { choice: number(choice), reason, text, reuse, exactness }
+            }
+            Event::Failed(error) => {
+                self.open = 0;
+                return Err(error.into());
+            }
+        })
+    }
+}

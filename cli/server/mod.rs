@@ -1,0 +1,162 @@
+//! `strand serve`: an OpenAI-compatible server over one engine.
+//!
+//! Options become a [`Server`], the table of routes a router, and the listener serves it until
+//! it is told to stop. All that knows HTTP and OpenAI's JSON is in this folder.
+
+mod asking;
+mod auth;
+mod body;
+mod chat;
+mod completions;
+mod error;
+mod generation;
+mod guard;
+mod health;
+mod hosts;
+mod lenient;
+mod library;
+mod listener;
+mod logprobs;
+pub mod logs;
+mod models;
+pub mod options;
+mod prompt;
+mod routes;
+mod sse;
+mod state;
+mod tokenize;
+mod usage;
+mod wire;
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use strand_engine::EngineConfig;
+use strand_engine::store::Store;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::CommonArgs;
+use crate::{Outcome, UsageError, data_dir, interrupt, load};
+use auth::Keys;
+use hosts::Hosts;
+use options::{ServeArgs, ServerArgs};
+use state::{ModelEntry, Server, ServerLimits};
+
+/// Threads that speak HTTP; computing has its own.
+const HTTP_THREADS: usize = 2;
+/// Threads that wait for the engine's and the disk's answers, and tokenize.
+const BLOCKING_THREADS: usize = 64;
+
+pub fn run(args: &ServeArgs, common: &CommonArgs) -> Result<Outcome> {
+    logs::begin(args.server.log_format, common.verbose)?;
+    let keys = Keys::new(&args.server.api_key, args.server.api_keys_file.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    // bound before the model is loaded: what can't be listened on is told at once
+    let (listener, address) = runtime.block_on(bind(&args.server, &keys))?;
+    let server = Arc::new(server(args, common, keys, address)?);
+    let finished = runtime.block_on(serve(listener, server, &args.server))?;
+    // what a dropped answer still computes is not waited for
+    runtime.shutdown_background();
+    Ok(if finished { Outcome::Done } else { Outcome::Interrupted })
+}
+
+/// Listens where it was asked to, unless that would be open to anybody unasked.
+async fn bind(args: &ServerArgs, keys: &Keys) -> Result<(TcpListener, SocketAddr)> {
+    let listen = async {
+        let listener = TcpListener::bind(&args.addr).await?;
+        let address = listener.local_addr()?;
+        Ok::<_, io::Error>((listener, address))
+    };
+    let bound = listen.await.with_context(|| format!("cannot listen on {}", args.addr))?;
+    if !bound.1.ip().is_loopback() && keys.is_empty() && !args.allow_no_key {
+        let message = "anybody could use a server that listens on other than loopback without a \
+                       key; give --api-key or --api-keys-file, or say --allow-no-key";
+        bail!(UsageError(message.to_owned()));
+    }
+    Ok(bound)
+}
+
+/// Loads the model and all that requests share.
+fn server(
+    args: &ServeArgs,
+    common: &CommonArgs,
+    keys: Keys,
+    address: SocketAddr,
+) -> Result<Server> {
+    let source = load::source(args.model.as_deref())?;
+    let store = data_dir::open_store_or_tell(common).ok();
+    let engines = store.as_ref().map(Store::another).transpose()?;
+    let config = EngineConfig { max_queue: args.server.max_queue, ..load::config(&args.engine) };
+    let engine = load::start(&source, &config, engines, common)?;
+    let asked = args.server.served_model_name.clone();
+    Ok(Server {
+        model: ModelEntry::new(asked.unwrap_or_else(|| engine.model_name().to_owned())),
+        limits: ServerLimits {
+            body: usize::try_from(args.server.max_body).unwrap_or(usize::MAX),
+            read_timeout: seconds(args.server.read_timeout),
+            n: args.server.max_n,
+        },
+        hosts: Hosts::new(address, &args.server.allowed_host),
+        restore: args.reuse.restore,
+        engine,
+        keys,
+    })
+}
+
+/// Serves until it is told to stop; false where answers had to be dropped.
+async fn serve(listener: TcpListener, server: Arc<Server>, args: &ServerArgs) -> Result<bool> {
+    let address = listener.local_addr()?;
+    let mut stop = Stop::new()?;
+    let rules = listener::Rules {
+        connections: args.max_connections,
+        read_timeout: seconds(args.read_timeout),
+        drain_timeout: seconds(args.drain_timeout),
+    };
+    // a closed standard error changes nothing about serving
+    drop(writeln!(io::stderr(), "listening on http://{address}"));
+    let router = routes::router(server);
+    Ok(listener::serve(listener, router, rules, async move {
+        stop.told().await;
+        // whoever says it twice wants it at once
+        tokio::spawn(async move {
+            stop.told().await;
+            std::process::exit(i32::from(interrupt::EXIT_STATUS));
+        });
+    })
+    .await)
+}
+
+/// Ctrl-C, or what a service manager sends.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self> {
+        let catch = |kind| signal(kind).context("cannot catch signals");
+        let (interrupt, terminate) =
+            (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
+        Ok(Self { interrupt, terminate })
+    }
+
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+fn seconds(count: usize) -> Duration {
+    Duration::from_secs(count as u64)
+}

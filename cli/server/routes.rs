@@ -1,0 +1,101 @@
+//! The one table of routes. Whoever adds one says who may use it.
+//!
+//! Deny by default: without a key no path says whether it exists. With one, an unknown path is
+//! 404 and another method 405.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::handler::Handler;
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, on};
+
+use super::auth::Access;
+use super::error::ApiError;
+use super::state::App;
+use super::{chat, completions, guard, health, models, tokenize};
+
+/// A path, a method, and who may use them.
+pub struct Route {
+    pub path: &'static str,
+    pub access: Access,
+    handler: MethodRouter<App>,
+}
+
+fn get<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
+    Route { path, access, handler: on(MethodFilter::GET, handler) }
+}
+
+fn post<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
+    Route { path, access, handler: on(MethodFilter::POST, handler) }
+}
+
+/// Everything that is served.
+pub fn table() -> Vec<Route> {
+    use Access::{Open, User};
+    vec![
+        get("/health", Open, health::health),
+        get("/ready", Open, health::ready),
+        get("/version", User, health::version),
+        get("/v1/models", User, models::list),
+        get("/v1/models/{*id}", User, models::get),
+        post("/v1/chat/completions", User, chat::create),
+        post("/v1/completions", User, completions::create),
+        post("/tokenize", User, tokenize::tokenize),
+        post("/detokenize", User, tokenize::detokenize),
+        get("/tokenizer_info", User, tokenize::info),
+    ]
+}
+
+/// The table as a service.
+pub fn router(app: App) -> Router {
+    let admitted = |access| from_fn_with_state((app.clone(), access), admit);
+    let mut paths: BTreeMap<&str, MethodRouter<App>> = BTreeMap::new();
+    for route in table() {
+        let methods = paths.entry(route.path).or_default();
+        *methods = std::mem::take(methods).merge(route.handler.layer(admitted(route.access)));
+    }
+    let mut router = Router::new();
+    for (path, methods) in paths {
+        let other = no_such_method.layer(admitted(Access::User));
+        router = router.route(path, methods.fallback(other));
+    }
+    router
+        .fallback(no_such_path.layer(admitted(Access::User)))
+        .layer(DefaultBodyLimit::max(app.limits.body))
+        .layer(from_fn_with_state(app.clone(), guard::check_host))
+        .layer(from_fn(guard::observe))
+        .with_state(app)
+}
+
+/// Lets a request through that has the key for it.
+async fn admit(
+    State((app, access)): State<(App, Access)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if access == Access::Open {
+        return next.run(request).await;
+    }
+    match app.keys.principal(request.headers()) {
+        Err(error) => error.into_response(),
+        Ok(principal) if !principal.may(access) => {
+            ApiError::forbidden("this key may not do that; it needs the role admin").into_response()
+        }
+        Ok(principal) => {
+            request.extensions_mut().insert(principal);
+            next.run(request).await
+        }
+    }
+}
+
+async fn no_such_path() -> ApiError {
+    ApiError::not_found("there is no such path")
+}
+
+async fn no_such_method() -> ApiError {
+    ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "this path does not have that method")
+}

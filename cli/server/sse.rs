@@ -1,0 +1,104 @@
+//! Server-sent events, as OpenAI's SDKs read them.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Serialize;
+
+use super::error::ApiError;
+use super::generation::{Generation, Piece};
+
+/// Nothing is silent for longer: proxies close what looks dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// One API's way to tell a generation in messages.
+pub trait Script: Send + 'static {
+    /// Before the first piece.
+    fn opening(&mut self) -> Vec<Message>;
+    fn piece(&mut self, piece: Piece) -> Vec<Message>;
+    /// After the last piece.
+    fn closing(&mut self) -> Vec<Message>;
+    /// Instead of what would have followed.
+    fn failure(&mut self, error: &ApiError) -> Vec<Message> {
+        vec![Message::new(&error.to_json())]
+    }
+}
+
+/// One message of a script.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    data: String,
+}
+
+impl Message {
+    pub fn new(data: &impl Serialize) -> Self {
+        let data = serde_json::to_string(data).expect("wire types are JSON");
+        Self { data }
+    }
+
+    /// What ends OpenAI's streams.
+    pub fn done() -> Self {
+        Self { data: "[DONE]".to_owned() }
+    }
+
+    fn into_event(self) -> Event {
+        Event::default().data(self.data)
+    }
+}
+
+/// A script as it is played: messages one by one, the generation dropped with it.
+pub struct Play<S> {
+    generation: Generation,
+    script: S,
+    ready: VecDeque<Message>,
+    ended: bool,
+}
+
+impl<S: Script> Play<S> {
+    pub fn new(generation: Generation, mut script: S) -> Self {
+        let ready = script.opening().into();
+        Self { generation, script, ready, ended: false }
+    }
+
+    /// The next message; `None` after the last one.
+    pub async fn next(&mut self) -> Option<Message> {
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Some(message);
+            }
+            if self.ended {
+                return None;
+            }
+            let messages = match self.generation.next().await {
+                Some(Ok(piece)) => self.script.piece(piece),
+                Some(Err(error)) => {
+                    self.ended = true;
+                    self.script.failure(&error)
+                }
+                None => {
+                    self.ended = true;
+                    self.script.closing()
+                }
+            };
+            self.ready.extend(messages);
+        }
+    }
+}
+
+/// The whole play as an answer.
+pub fn response<S: Script>(play: Play<S>) -> Response {
+    let events = stream::unfold(play, |mut play| async {
+        let message = play.next().await?;
+        Some((Ok::<_, Infallible>(message.into_event()), play))
+    });
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+    let unbuffered = HeaderName::from_static("x-accel-buffering");
+    response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));
+    response
+}

@@ -1,0 +1,75 @@
+//! What all requests share.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use strand_engine::{EngineHandle, Restore};
+
+use super::auth::Keys;
+use super::error::ApiError;
+use super::hosts::Hosts;
+
+/// The running server. Immutable; what changes is in the engine and behind its fields.
+pub struct Server {
+    pub engine: EngineHandle,
+    pub model: ModelEntry,
+    pub limits: ServerLimits,
+    pub keys: Keys,
+    pub hosts: Hosts,
+    /// When KV on the disk is loaded.
+    pub restore: Restore,
+}
+
+/// The server as handlers get it.
+pub type App = Arc<Server>;
+
+/// The model under the name that clients know.
+#[derive(Debug, Clone)]
+pub struct ModelEntry {
+    pub id: String,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
+/// What one request may ask for.
+#[derive(Debug, Clone)]
+pub struct ServerLimits {
+    /// Bytes of a body.
+    pub body: usize,
+    /// What it may take to arrive.
+    pub read_timeout: Duration,
+    pub n: usize,
+}
+
+impl ServerLimits {
+    /// Alternatives to a token.
+    pub const LOGPROBS: usize = 20;
+    pub const STOPS: usize = 4;
+    /// Bytes of a stop string.
+    pub const STOP_LEN: usize = 1024;
+    /// Prompts in one request.
+    pub const PROMPTS: usize = 128;
+    /// Letters of a cache salt.
+    pub const SALT_LEN: usize = 128;
+}
+
+impl ModelEntry {
+    pub fn new(id: String) -> Self {
+        Self { id, created: now() }
+    }
+
+    /// Refuses another model's name. None is the one there is.
+    pub fn check(&self, asked: Option<&str>) -> Result<(), ApiError> {
+        match asked {
+            None | Some("") => Ok(()),
+            Some(name) if name == self.id => Ok(()),
+            Some(name) => Err(ApiError::unknown_model(name)),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

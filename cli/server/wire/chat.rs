@@ -1,0 +1,178 @@
+//! `/v1/chat/completions`: what is asked and what is answered.
+
+use serde::Serialize;
+use strand_models::Marks;
+use utoipa::ToSchema;
+
+use super::common::Common;
+use super::messages::{self, ChatMessage};
+use crate::server::error::ApiError;
+use crate::server::lenient::Fields;
+use crate::server::logprobs::ChatLogprobs;
+use crate::server::prompt::Ending;
+use crate::server::state::ServerLimits;
+use crate::server::usage::{Provenance, Usage};
+
+/// A request, checked as far as it can be without the model.
+pub struct ChatRequest {
+    pub common: Common,
+    pub messages: Vec<ChatMessage>,
+    pub ending: Ending,
+    pub marks: Marks,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatCompletion {
+    pub id: String,
+    /// `chat.completion`
+    pub object: &'static str,
+    pub created: u64,
+    pub model: String,
+    pub choices: Vec<ChatChoice>,
+    pub usage: Usage,
+    pub system_fingerprint: Option<String>,
+    pub service_tier: Option<String>,
+    pub strand: Provenance,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChatChoice {
+    pub index: usize,
+    pub message: AnswerMessage,
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AnswerMessage {
+    /// `assistant`
+    pub role: &'static str,
+    pub content: Option<String>,
+    pub refusal: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ChatChunk {
+    pub id: String,
+    /// `chat.completion.chunk`
+    pub object: &'static str,
+    pub created: u64,
+    pub model: String,
+    pub choices: Vec<ChunkChoice>,
+    /// Null but in the last one, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strand: Option<Provenance>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ChunkChoice {
+    pub index: usize,
+    pub delta: Delta,
+    pub logprobs: Option<ChatLogprobs>,
+    pub finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+}
+
+impl ChatChoice {
+    pub fn new(index: usize, logprobs: bool, token_ids: bool) -> Self {
+        let content = Some(String::new());
+        Self {
+            index,
+            message: AnswerMessage { role: "assistant", content, refusal: None },
+            logprobs: logprobs.then(ChatLogprobs::default),
+            finish_reason: None,
+            token_ids: token_ids.then(Vec::new),
+        }
+    }
+
+    /// Adds what follows of the same choice.
+    pub fn append(&mut self, next: ChunkChoice) {
+        if let Some(more) = next.delta.content {
+            self.message.content.get_or_insert_default().push_str(&more);
+        }
+        if let Some(more) = next.logprobs {
+            self.logprobs.get_or_insert_default().content.extend(more.content);
+        }
+        if let Some(more) = next.token_ids {
+            self.token_ids.get_or_insert_default().extend(more);
+        }
+        self.finish_reason = self.finish_reason.or(next.finish_reason);
+    }
+}
+
+impl ChunkChoice {
+    pub fn new(index: usize, delta: Delta) -> Self {
+        Self { index, delta, logprobs: None, finish_reason: None, token_ids: None }
+    }
+
+    pub fn says_something(&self) -> bool {
+        let more = self.logprobs.is_some() || self.token_ids.is_some();
+        let text = self.delta.content.as_ref().is_some_and(|text| !text.is_empty());
+        text || more || self.finish_reason.is_some()
+    }
+}
+
+impl Delta {
+    pub fn text(text: String) -> Self {
+        Self { content: Some(text), ..Self::default() }
+    }
+}
+
+impl ChatRequest {
+    pub fn read(mut fields: Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
+        let marks = fields.marks();
+        let mut common = Common::read(&mut fields, limits)?;
+        common.sampling.max_tokens = max_tokens(&mut fields)?;
+        common.sampling.logprobs = logprobs(&mut fields)?;
+        let messages = messages::read(&mut fields, "messages")?;
+        let ending = ending(&mut fields, &messages)?;
+        Ok(Self { common, messages, ending, marks })
+    }
+}
+
+/// The newer name first.
+fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let older = fields.count("max_tokens", 1..=usize::MAX)?;
+    Ok(fields.count("max_completion_tokens", 1..=usize::MAX)?.or(older))
+}
+
+fn logprobs(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let wanted = fields.flag("logprobs")?.unwrap_or(false);
+    let top = fields.count("top_logprobs", 0..=ServerLimits::LOGPROBS)?;
+    match top {
+        Some(top) if top > 0 && !wanted => {
+            let message = "top_logprobs is allowed with logprobs: true alone";
+            Err(ApiError::invalid("top_logprobs", message))
+        }
+        _ => Ok(wanted.then(|| top.unwrap_or(0) as u32)),
+    }
+}
+
+pub fn ending(fields: &mut Fields, messages: &[ChatMessage]) -> Result<Ending, ApiError> {
+    let goes_on = fields.flag("continue_final_message")?.unwrap_or(false);
+    let opens = fields.flag("add_generation_prompt")?;
+    if !goes_on {
+        return Ok(if opens.unwrap_or(true) { Ending::Opening } else { Ending::Nothing });
+    }
+    let refused = |message| Err(ApiError::invalid("continue_final_message", message));
+    if opens == Some(true) {
+        return refused("either the final message goes on, or the next one is opened");
+    }
+    if messages.last().map(ChatMessage::role) != Some("assistant") {
+        return refused("the final message must be the assistant's to go on");
+    }
+    Ok(Ending::LastText)
+}
