@@ -8,6 +8,7 @@ use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 
 use crate::cache::{KvId, KvSegment};
 use crate::error::Error;
+use crate::grammar::PendingMask;
 use crate::segment_kv::SegmentKv;
 use crate::sequence::SequenceId;
 
@@ -66,6 +67,8 @@ pub struct SampleRequest {
     /// How much of the history is prompt.
     pub prompt_len: usize,
     pub suppressed: Vec<u32>,
+    /// The tokens a grammar allows; to be waited for when it is time to choose.
+    pub allowed: Option<PendingMask>,
     pub logprobs: Option<usize>,
 }
 

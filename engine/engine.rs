@@ -1,9 +1,10 @@
 //! The loop's body: schedule, run, postprocess.
 //!
-//! Owns all state of the requests it serves. Knows neither threads nor channels nor clocks:
-//! what happened in a step is returned as events.
+//! Owns all state of the requests it serves. Knows neither channels nor clocks: what happened in a
+//! step is returned as events. Threads of its own look ahead in grammars, no more.
 
 pub mod pins;
+mod rules;
 pub mod verbs;
 
 use std::collections::HashMap;
@@ -14,17 +15,18 @@ use strand_models::Tokenizer;
 use crate::batch::{Batch, RowOutput, Runner, Sampled};
 use crate::cache::{BlockId, BlockState, ChunkId, KvId, KvIdentity, KvVariant, Tiers, TiersOf};
 use crate::config::EnginePlan;
-use crate::error::{Error, at_least, at_most};
+use crate::error::Error;
+use crate::grammar::{Guide, MaskWorkers};
 use crate::output::OutputText;
-use crate::request::{Event, FinishReason, Request, Restore, Segment, longest_view, num_blocks};
+use crate::request::{Event, FinishReason, Request, Restore, Segment};
 use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::sequence::{RequestId, Roots, Rules, Sequence, SequenceId};
 use crate::store::{Codec, SavedFile};
 use crate::tiering::Tiering;
 use pins::Pin;
 
-/// Most choices of one request.
-const MAX_N: u32 = 128;
+/// Most threads that look ahead in grammars: a mask takes far less time than a forward.
+const MAX_MASK_WORKERS: usize = 4;
 
 /// Serves requests step by step.
 pub struct Engine<R> {
@@ -41,6 +43,7 @@ pub struct Engine<R> {
     next_ticket: u64,
     pins: Vec<Pin>,
     tiering: Tiering,
+    mask_workers: MaskWorkers,
     /// What all names of KV start from.
     identity: KvIdentity,
     counters: Counters,
@@ -73,6 +76,7 @@ pub enum Outcome {
 struct Choice {
     request: RequestId,
     text: OutputText,
+    guide: Option<Guide>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -139,6 +143,7 @@ impl<R: Runner> Engine<R> {
         }
         Self {
             scheduler: Scheduler::new(limits, plan.num_blocks, books),
+            mask_workers: MaskWorkers::new(plan.threads.clamp(1, MAX_MASK_WORKERS)),
             plan,
             runner,
             tokenizer,
@@ -175,7 +180,8 @@ impl<R: Runner> Engine<R> {
             let mut sequence =
                 Sequence::new(sequence_id, choice, request, &rules, &roots, block_size);
             let text = OutputText::new(self.tokenizer.as_ref(), &sequence.tokens, &request.limits);
-            self.choices.insert(sequence_id, Choice { request: id, text });
+            let guide = request.limits.grammar.clone().map(Guide::new);
+            self.choices.insert(sequence_id, Choice { request: id, text, guide });
             if choice == 0 {
                 // later choices find what the first has fetched
                 self.fetch(&mut sequence, request.restore);
@@ -242,78 +248,6 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    /// Checks a request against the model and the pool and resolves what it left open.
-    fn rules(&self, request: &Request) -> Result<Rules, Error> {
-        let limits = &request.limits;
-        let prompt_tokens = request.prompt_tokens();
-        let max_model_len = self.plan.max_model_len;
-        if prompt_tokens == 0 || request.prompt.iter().any(|s| s.tokens.is_empty()) {
-            return Err(Error::EmptyPrompt);
-        }
-        let vocab_size = self.plan.vocab_size;
-        let tokens = request.prompt.iter().flat_map(|segment| &segment.tokens);
-        if let Some(&token) = tokens.into_iter().find(|&&token| token as usize >= vocab_size) {
-            return Err(Error::UnknownToken { token, vocab_size });
-        }
-        if prompt_tokens >= max_model_len {
-            return Err(Error::PromptTooLong { prompt_tokens, max_model_len });
-        }
-        at_least("max_tokens", limits.max_tokens.unwrap_or(1), 1)?;
-        at_least("n", limits.n as usize, 1)?;
-        at_most("n", limits.n as usize, self.plan.max_queue.min(MAX_N as usize))?;
-        at_most("segments", request.prompt.len(), usize::from(u16::MAX))?;
-        // a chunk may have seen more than is shown now, and has its positions behind that
-        let longest = longest_view(&request.prompt, self.plan.block_size);
-        if longest > max_model_len {
-            return Err(Error::PromptTooLong { prompt_tokens: longest, max_model_len });
-        }
-        for top in [limits.logprobs, limits.prompt_logprobs].into_iter().flatten() {
-            at_most("logprobs", top as usize, vocab_size)?;
-        }
-        if let Some(max_tokens) = limits.max_tokens
-            && max_tokens > max_model_len - prompt_tokens
-        {
-            return Err(Error::TooManyTokens { prompt_tokens, max_tokens, max_model_len });
-        }
-        if let Some(index) = limits.stop.iter().position(String::is_empty) {
-            return Err(Error::EmptyStop { index });
-        }
-        if !limits.stop.is_empty() && self.tokenizer.is_none() {
-            return Err(Error::NoTokenizer);
-        }
-        if limits.prompt_logprobs.is_some() && request.prompt.iter().any(|s| s.hidden > 0) {
-            return Err(Error::HiddenPromptLogprobs);
-        }
-        request.sampling.check(vocab_size).map_err(Error::Sampling)?;
-        let max_tokens = self.max_tokens(request)?;
-        at_most("min_tokens", limits.min_tokens, max_tokens)?;
-        let eos = if limits.ignore_eos { &[][..] } else { &self.eos_token_ids };
-        let stops = limits.stop_token_ids.iter().chain(eos).copied();
-        Ok(Rules {
-            max_tokens,
-            min_tokens: limits.min_tokens,
-            stop_token_ids: stops.filter(|&token| (token as usize) < vocab_size).collect(),
-            logprobs: limits.logprobs.map(|top| top as usize),
-            prompt_logprobs: limits.prompt_logprobs.map(|top| top as usize),
-        })
-    }
-
-    /// What was asked for, or all that the model's length and the pool leave.
-    fn max_tokens(&self, request: &Request) -> Result<usize, Error> {
-        let room = self.plan.max_model_len - request.prompt_tokens();
-        let prompt_blocks = num_blocks(&request.prompt, self.plan.block_size);
-        let last = request.prompt.last().map_or(0, |segment| segment.tokens.len());
-        let before = prompt_blocks - last.div_ceil(self.plan.block_size);
-        let needed = |tokens: usize| before + (last + tokens).div_ceil(self.plan.block_size);
-        let available = self.plan.num_blocks;
-        let least = request.limits.max_tokens.unwrap_or(1);
-        if needed(least) > available {
-            return Err(Error::PoolTooSmall { needed: needed(least), available });
-        }
-        let in_pool = (available - before) * self.plan.block_size - last;
-        Ok(request.limits.max_tokens.unwrap_or(room.min(in_pool)))
-    }
-
     /// Ends a request without another word.
     pub fn cancel(&mut self, id: RequestId) {
         for sequence in self.requests.remove(&id).into_iter().flatten() {
@@ -345,7 +279,7 @@ impl<R: Runner> Engine<R> {
 
     /// One forward for whoever is next.
     pub fn step(&mut self) -> Step {
-        let batch = self.scheduler.schedule();
+        let mut batch = self.scheduler.schedule();
         let mut step = Step::default();
         self.tiering.carry_out(&batch.moves, &mut self.runner);
         if batch.rows.is_empty() {
@@ -353,6 +287,7 @@ impl<R: Runner> Engine<R> {
         }
         self.counters.steps += 1;
         self.count_tokens(&batch, &mut step);
+        self.hand_out_masks(&mut batch);
         let outputs = match self.runner.run(&batch) {
             Ok(outputs) => outputs,
             Err(error) => batch.rows.iter().map(|_| Err(error.clone())).collect(),
@@ -369,6 +304,15 @@ impl<R: Runner> Engine<R> {
             }
         }
         step
+    }
+
+    fn hand_out_masks(&self, batch: &mut Batch) {
+        for row in &mut batch.rows {
+            let guide = self.choices.get(&row.id).and_then(|choice| choice.guide.as_ref());
+            if let (Some(sample), Some(guide)) = (&mut row.sample, guide) {
+                sample.allowed = Some(guide.mask().clone());
+            }
+        }
     }
 
     fn count_tokens(&self, batch: &Batch, step: &mut Step) {
@@ -412,11 +356,18 @@ impl<R: Runner> Engine<R> {
         let exactness = sequence.exactness();
         let is_stop_token = sequence.rules.stop_token_ids.contains(&token);
         let is_full = sequence.output().len() >= sequence.rules.max_tokens;
-        let output = &mut self.choices.get_mut(&id).expect("every live sequence is here").text;
+        let live = self.choices.get_mut(&id).expect("every live sequence is here");
+        let guided = live.guide.as_mut().filter(|_| !is_stop_token);
+        let guided = guided.map(|guide| guide.accept(token, &mut self.mask_workers));
+        let is_complete = match guided.transpose() {
+            Ok(complete) => complete.unwrap_or(false),
+            Err(error) => return self.fail(request, error, step),
+        };
+        let output = &mut live.text;
         let (text, met_stop_string) =
             if is_stop_token { (String::new(), false) } else { output.push(token) };
         step.events.push((request, Event::Token { choice, token, text, logprobs }));
-        let reason = match (is_stop_token || met_stop_string, is_full) {
+        let reason = match (is_stop_token || met_stop_string || is_complete, is_full) {
             (true, _) => FinishReason::Stop,
             (false, true) => FinishReason::Length,
             (false, false) => return,

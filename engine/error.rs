@@ -52,7 +52,9 @@ pub enum Error {
     LengthBeyondModel { asked: usize, supported: usize },
     #[error("{0}")]
     Sampling(String),
-    #[error("stop strings need a tokenizer, this model has none")]
+    #[error("the grammar can't be used: {reason}")]
+    Grammar { reason: String },
+    #[error("stop strings and grammars need a tokenizer, this model has none")]
     NoTokenizer,
     #[error("stop string {index} is empty")]
     EmptyStop { index: usize },

@@ -20,6 +20,7 @@ use crate::engine::pins::PinOutcome;
 use crate::engine::verbs::{Erased, Unloaded};
 use crate::engine::{Engine, Outcome, Stats};
 use crate::error::Error;
+use crate::grammar::Grammars;
 use crate::io::{IoFiles, IoThreads};
 use crate::request::{Event, Request, Segment};
 use crate::sequence::RequestId;
@@ -136,6 +137,16 @@ impl EngineHandle {
 
     pub fn generation_defaults(&self) -> &GenerationDefaults {
         &self.facts.generation
+    }
+
+    /// What compiles grammars for this model. Takes a while; one serves all.
+    ///
+    /// # Errors
+    /// [`Error::NoTokenizer`], or a vocabulary that grammars can't walk.
+    pub fn make_grammars(&self) -> Result<Grammars, Error> {
+        let tokenizer = self.tokenizer().ok_or(Error::NoTokenizer)?;
+        let eos = &self.facts.generation.stop_token_ids;
+        Grammars::new(tokenizer, self.plan.vocab_size, eos)
     }
 
     /// Sends a request. What is wrong with it arrives as [`Event::Failed`].

@@ -3,7 +3,7 @@
 //! A request's life: `EngineHandle::submit` -> `Engine::submit` -> `Scheduler::schedule` (a
 //! [`batch::Batch`], a value) -> `Runner::run` -> `Engine::postprocess` -> [`Event`]s.
 //!
-//! What is absent here: HTTP, JSON, the terminal (they live in `cli`); locks and globals.
+//! What is absent here: HTTP and its JSON, the terminal (they live in `cli`); locks and globals.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ pub mod config;
 pub mod context;
 pub mod engine;
 pub mod error;
+pub mod grammar;
 pub mod handle;
 pub mod io;
 pub mod load;
@@ -32,6 +33,7 @@ pub use engine::pins::PinOutcome;
 pub use engine::verbs::{Erased, Unloaded};
 pub use engine::{DiskSetup, Engine, Outcome, Stats, TierSetup};
 pub use error::Error;
+pub use grammar::{Grammar, GrammarSpec, Grammars};
 pub use handle::{EngineHandle, EventStream, ModelFacts};
 pub use load::{load, start};
 pub use request::{

@@ -13,6 +13,7 @@ use strand_models::Decoder;
 
 use crate::batch::{Batch, BatchRow, RowOutput, Runner, SampleRequest, Sampled};
 use crate::error::Error;
+use crate::grammar::PendingMask;
 use crate::segment_kv::SegmentKv;
 
 /// The model and its KV pool.
@@ -47,9 +48,11 @@ impl Runner for ModelRunner {
         let mut rows = logits.chunks_exact_mut(vocab_size);
         let mut failure = None;
         for row in &batch.rows {
-            let output = row_output(row, &mut rows);
-            let error = || failure.get_or_insert_with(|| self.name_the_layer(&inputs)).clone();
-            outputs.push(output.ok_or_else(error));
+            let output = row_output(row, &mut rows).and_then(|output| {
+                let error = || failure.get_or_insert_with(|| self.name_the_layer(&inputs)).clone();
+                output.ok_or_else(error)
+            });
+            outputs.push(output);
         }
         Ok(outputs)
     }
@@ -124,10 +127,13 @@ impl Inputs {
 
 /// Reads a row's logits in the order [`Inputs::of`] asked for them; `None` where one is not a
 /// number.
+///
+/// # Errors
+/// The grammar can't say what may come next.
 fn row_output<'a>(
     row: &BatchRow,
     rows: &mut impl Iterator<Item = &'a mut [f32]>,
-) -> Option<RowOutput> {
+) -> Result<Option<RowOutput>, Error> {
     let mut output = RowOutput { id: row.id, sampled: None, prompt_logprobs: Vec::new() };
     let mut is_sound = true;
     let mut next_row = || {
@@ -143,13 +149,13 @@ fn row_output<'a>(
     if let Some(wanted) = &row.sample {
         let logits = next_row();
         if logits.iter().all(|logit| logit.is_finite()) {
-            output.sampled = Some(choose(logits, wanted));
+            output.sampled = Some(choose(logits, wanted)?);
         }
     }
-    is_sound.then_some(output)
+    Ok(is_sound.then_some(output))
 }
 
-fn choose(logits: &mut [f32], wanted: &SampleRequest) -> Sampled {
+fn choose(logits: &mut [f32], wanted: &SampleRequest) -> Result<Sampled, Error> {
     let before = wanted.logprobs.map(|_| logits.to_vec());
     let (prompt, generated) = wanted.history.split_at(wanted.prompt_len);
     let context = DrawContext {
@@ -158,9 +164,10 @@ fn choose(logits: &mut [f32], wanted: &SampleRequest) -> Sampled {
         prompt,
         output: generated,
         suppressed: &wanted.suppressed,
+        allowed: wanted.allowed.as_ref().map(PendingMask::wait).transpose()?,
     };
     let token = sampler::sample(logits, &wanted.params, &context);
     let logprobs =
         before.zip(wanted.logprobs).map(|(logits, top)| sampler::logprobs(&logits, token, top));
-    Sampled { token, logprobs }
+    Ok(Sampled { token, logprobs })
 }

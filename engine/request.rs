@@ -2,6 +2,7 @@
 
 use crate::cache::{ChunkId, KvVariant, Layout, Sees, SegmentLayout};
 use crate::error::Error;
+use crate::grammar::Grammar;
 use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 
 /// One run of the prompt, the unit of reuse. Starts a fresh KV block.
@@ -155,7 +156,7 @@ pub struct Limits {
     pub stop: Vec<String>,
     /// Tokens that end the answer, besides the model's own.
     pub stop_token_ids: Vec<u32>,
-    /// Don't end at the model's own stop tokens.
+    /// Don't end at the model's own stop tokens; those of a grammar end it all the same.
     pub ignore_eos: bool,
     /// How many answers.
     pub n: u32,
@@ -163,6 +164,8 @@ pub struct Limits {
     pub logprobs: Option<u32>,
     /// The same for the prompt; its rows are then computed without prefix hits.
     pub prompt_logprobs: Option<u32>,
+    /// What the answer must be; where it is complete the answer ends, `min_tokens` or not.
+    pub grammar: Option<Grammar>,
 }
 
 impl Default for Limits {
@@ -176,13 +179,14 @@ impl Default for Limits {
             n: 1,
             logprobs: None,
             prompt_logprobs: None,
+            grammar: None,
         }
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// A stop token or a stop string.
+    /// A stop token, a stop string or the end of a grammar.
     Stop,
     /// `max_tokens` or the model's length.
     Length,

@@ -103,6 +103,9 @@ pub struct DrawContext<'a> {
     pub output: &'a [u32],
     /// Tokens that may not be chosen now (stop tokens before `min_tokens`).
     pub suppressed: &'a [u32],
+    /// One bit a token, the lowest first: others are never chosen, even where all of these are
+    /// suppressed. At least one bit is set.
+    pub allowed: Option<&'a [u32]>,
 }
 
 /// Log-probability of one token and of the most likely ones, of the unchanged distribution.
@@ -137,6 +140,9 @@ pub fn sample(logits: &mut [f32], params: &SamplingParams, context: &DrawContext
     for &token in context.suppressed {
         logits[token as usize] = SUPPRESSED;
     }
+    if let Some(allowed) = context.allowed {
+        forbid_others(logits, allowed);
+    }
     if params.temperature == 0.0 {
         return argmax(logits);
     }
@@ -150,6 +156,15 @@ pub fn sample(logits: &mut [f32], params: &SamplingParams, context: &DrawContext
         }
     }
     candidates.last().expect("at least the most likely token is kept").0
+}
+
+/// A token without a bit is below any that is suppressed, and has no weight.
+fn forbid_others(logits: &mut [f32], allowed: &[u32]) {
+    for (id, logit) in logits.iter_mut().enumerate() {
+        if allowed[id / 32] >> (id % 32) & 1 == 0 {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
 }
 
 /// Penalties and biases may be as large as they like: infinite logits have no distribution.
@@ -335,6 +350,29 @@ mod tests {
         let all = DrawContext { suppressed: &[0, 1], ..DrawContext::default() };
         let drawn = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
         assert!(sample(&mut [1.0, 2.0], &drawn, &all) < 2);
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_never_chosen_whatever_speaks_for_it() {
+        let allowed = Some(&[0b1_0100][..]);
+        let logits = [9.0, 8.0, 1.0, 7.0, 2.0];
+        let greedy = SamplingParams::default();
+        let context = DrawContext { allowed, ..DrawContext::default() };
+        assert_eq!(sample(&mut logits.clone(), &greedy, &context), 4);
+        let only_suppressed = DrawContext { suppressed: &[2, 4], ..context.clone() };
+        assert_eq!(sample(&mut logits.clone(), &greedy, &only_suppressed), 2);
+        let one_suppressed = DrawContext { suppressed: &[4], ..context.clone() };
+        assert_eq!(sample(&mut logits.clone(), &greedy, &one_suppressed), 2);
+        let drawn = SamplingParams {
+            temperature: 100.0,
+            top_k: Some(4),
+            logit_bias: vec![(0, f32::MAX), (2, f32::MIN)],
+            ..greedy
+        };
+        for position in 0..200 {
+            let context = DrawContext { position, ..context.clone() };
+            assert_eq!(sample(&mut logits.clone(), &drawn, &context), 4);
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod counters;
 mod dense;
 mod endings;
 mod exactness;
+mod grammars;
 mod histories;
 mod http;
 mod memory;

@@ -79,6 +79,7 @@ fn sample_request(sequence: &Sequence) -> SampleRequest {
         prompt_len: if needs_history { history.len() - position } else { 0 },
         history,
         suppressed: if suppressed { sequence.rules.stop_token_ids.clone() } else { Vec::new() },
+        allowed: None,
         logprobs: sequence.rules.logprobs,
     }
 }
