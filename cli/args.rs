@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use strand_engine::context::{DEFAULT_BLEND_TOKENS, ReusePolicy};
+use strand_engine::context::ReusePolicy;
 use strand_engine::store::Codec;
 use strand_engine::{EngineConfig, Restore};
 use strand_kernels::{KvDtype, WeightDtype};
@@ -67,8 +67,7 @@ pub enum Command {
     #[command(subcommand)]
     Bench(BenchCommand),
     /// List, check, collect, export and import what is kept on the disk, without a model
-    #[command(subcommand)]
-    Chunks(ChunksCommand),
+    Chunks(ChunksArgs),
     /// List, download and describe models
     #[command(subcommand)]
     Models(ModelsCommand),
@@ -191,9 +190,9 @@ pub struct ReuseArgs {
     #[arg(long, value_name = "POLICY", value_parser = parse_policy)]
     pub reuse: Option<ReusePolicy>,
     /// Under blend, how many tokens of a chunk are computed again for what stands before it
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_BLEND_TOKENS,
-          allow_negative_numbers = true)]
-    pub blend_tokens: usize,
+    /// [default: 16]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub blend_tokens: Option<usize>,
     /// When KV on disk is loaded rather than computed again: auto (when that is faster), always
     /// or never
     #[arg(long, value_name = "WHEN", default_value = Restore::default().as_str(),
@@ -443,6 +442,16 @@ pub struct RecallArgs {
     // Last: its headings hold for what follows.
     #[command(flatten)]
     pub model: BenchModelArgs,
+}
+
+// No doc comment: clap would show it in place of the command's own.
+#[derive(Debug, Args)]
+pub struct ChunksArgs {
+    /// Whose chunks, where a server keeps several tenants' [default: those of chat]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, global = true)]
+    pub tenant: String,
+    #[command(subcommand)]
+    pub command: ChunksCommand,
 }
 
 #[derive(Debug, Subcommand)]

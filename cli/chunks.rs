@@ -11,13 +11,13 @@ use strand_engine::store::{
     Verification,
 };
 
-use crate::args::{ChunksCommand, CommonArgs};
+use crate::args::{ChunksArgs, ChunksCommand, CommonArgs};
 use crate::{Outcome, byte_size, data_dir, date};
 
-pub fn run(command: &ChunksCommand, common: &CommonArgs) -> Result<Outcome> {
-    let store = data_dir::open_store(common).map_err(Error::msg)?;
+pub fn run(args: &ChunksArgs, common: &CommonArgs) -> Result<Outcome> {
+    let store = data_dir::open_store(common).map_err(Error::msg)?.of_tenant(&args.tenant)?;
     let json = common.json;
-    match command {
+    match &args.command {
         ChunksCommand::List => list(&store, json)?,
         ChunksCommand::Show { id } => show(&store, store.find_chunk(id)?, json)?,
         ChunksCommand::Verify { id } => {

@@ -111,7 +111,9 @@ fn segments(
     let anchor = Context::anchor_of(template, tokenizer)?;
     let policy = args.reuse.policy(engine.training());
     let mut context = Context::new(policy, conversation, anchor);
-    context.blend_tokens = args.reuse.blend_tokens;
+    if let Some(rows) = args.reuse.blend_tokens {
+        context.blend_tokens = rows;
+    }
     for ChunkFile { name, content } in prompt.chunks {
         // a chunk keeps the name and kind it was first saved with
         let stored = store.map(|store| store.chunk(ChunkId::of(&content))).transpose()?.flatten();

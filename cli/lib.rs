@@ -76,7 +76,7 @@ fn obey(cli: Cli) -> Result<Outcome> {
         Command::Serve(_) => unreachable!("served above"),
         Command::Generate(args) => generate::run(&args, common, &interrupt),
         Command::Chat(args) => chat::run(*args, common, &interrupt),
-        Command::Chunks(command) => chunks::run(&command, common),
+        Command::Chunks(args) => chunks::run(&args, common),
         Command::Models(command) => models::run(&command, common),
         Command::Bench(BenchCommand::Throughput(args)) => bench::throughput::run(&args, common),
         Command::Bench(BenchCommand::Latency(args)) => bench::latency::run(&args, common),

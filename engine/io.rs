@@ -9,10 +9,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::cache::{ChunkId, KvId, KvSegment, KvVariant};
+use crate::cache::{KvId, KvSegment, KvVariant};
 use crate::error::Error;
 use crate::segment_kv::SegmentKv;
 use crate::store::{Coding, Expected, KvRecord, KvShape, Loaded, Quarantined, Store};
+use crate::tenant::tenant_of;
 use crate::tiering::{IoDone, IoJob};
 
 /// Bytes a minute that are written unasked; what is asked for is always written.
@@ -37,7 +38,7 @@ impl IoWorker {
                 let data = self.load(&segment);
                 IoDone::Loaded { segment, data, seconds: started.elapsed().as_secs_f64() }
             }
-            IoJob::Save { ticket: None, segment, .. } if !self.is_kept(segment.chunk) => {
+            IoJob::Save { ticket: None, segment, .. } if !self.is_kept(&segment) => {
                 let result = Err(Error::NotKept { chunk: segment.chunk.short() });
                 IoDone::Saved { ticket: None, segment, result, removed: Vec::new() }
             }
@@ -55,9 +56,10 @@ impl IoWorker {
     }
 
     /// Nothing is written unasked of a chunk whose text was never to be kept.
-    fn is_kept(&self, chunk: ChunkId) -> bool {
+    fn is_kept(&self, segment: &KvSegment) -> bool {
+        let salt = String::from_utf8_lossy(&segment.identity.salt);
         // an index that can't answer won't take a row either
-        self.store.keeps(chunk).unwrap_or(false)
+        self.store.keeps(tenant_of(&salt), segment.chunk).unwrap_or(false)
     }
 
     /// What can't be read is as good as absent: it is encoded again.

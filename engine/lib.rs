@@ -25,6 +25,7 @@ pub mod scheduler;
 mod segment_kv;
 pub mod sequence;
 pub mod store;
+pub mod tenant;
 mod tiering;
 
 pub use cache::{ChunkId, KvVariant, Sees, Tier, TiersOf};

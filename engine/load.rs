@@ -92,7 +92,7 @@ fn tiers(
     };
     let model = files.fingerprint(&mut |path, bytes| fingerprint(&store, path, bytes));
     let identity = KvIdentity { model, ..identity };
-    let known = store.kv_files()?.into_iter().map(|file| (file.kv_id, file.chunk)).collect();
+    let known = store.all_kv_files()?.into_iter().map(|file| (file.kv_id, file.chunk)).collect();
     let shape = KvShape {
         layers: files.config.num_hidden_layers,
         kv_heads: files.config.num_key_value_heads,

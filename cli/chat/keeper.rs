@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Result, bail};
-use strand_engine::context::{Chunk, Context, KeptContext};
+use strand_engine::context::{Chunk, Context};
 use strand_engine::store::{ChunkInfo, KvFile, Store, StoreError, StoredChunk, StoredContext};
 use strand_engine::{ChunkId, Error};
 
@@ -37,8 +37,8 @@ impl Keeper {
         self.store.as_ref().err().map(String::as_str)
     }
 
-    /// The context of this name with the texts of its chunks, if one was kept.
-    pub fn kept_context(&mut self) -> Result<Option<KeptContext>> {
+    /// The context of this name and its chunks, in its order, if one was kept.
+    pub fn kept_context(&mut self) -> Result<Option<(StoredContext, Vec<StoredChunk>)>> {
         let Some(name) = &self.name else { return Ok(None) };
         let store = self.store()?;
         let Some(context) = store.context(name)? else { return Ok(None) };
@@ -52,7 +52,7 @@ impl Keeper {
             .collect::<Result<_, _>>()?;
         self.texts.extend(ids);
         self.kept = Some(context.clone());
-        Ok(Some(KeptContext { context, chunks }))
+        Ok(Some((context, chunks)))
     }
 
     /// A chunk of the store, if it is there.

@@ -11,10 +11,11 @@ mod terminal;
 mod thinking;
 
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
-use strand_engine::context::{Context, Conversation, Prompt};
+use strand_engine::context::{Chunk, Context, Conversation, Prompt};
 use strand_engine::store::{Codec, Store};
 use strand_engine::{EngineHandle, Request, Restore, Reuse, Segment, TiersOf, num_blocks};
 use strand_models::{ChatTemplate, Tokenizer};
@@ -98,14 +99,17 @@ impl Chat {
         let anchor = Context::anchor_of(template, tokenizer)?;
         let (policy, today) = (args.reuse.policy(engine.training()), date::today());
         let mut context = Context::new(policy, Conversation::new(today), anchor);
-        context.blend_tokens = args.reuse.blend_tokens;
         let mut keeper = Keeper::new(store, args.context);
-        if let Some(kept) = keeper.kept_context()? {
-            context.resume(kept, template, tokenizer)?;
+        if let Some((kept, chunks)) = keeper.kept_context()? {
+            let chunk = |stored| Chunk::from_stored(stored, template, tokenizer).map(Arc::new);
+            context.resume(kept, chunks.into_iter().map(chunk).collect::<Result<_, _>>()?)?;
             // what is asked for now wins over what was kept
             if let Some(policy) = args.reuse.reuse.filter(|policy| *policy != context.policy()) {
                 context.set_policy(policy);
             }
+        }
+        if let Some(rows) = args.reuse.blend_tokens {
+            context.blend_tokens = rows;
         }
         if args.system.is_some() {
             context.conversation.set_system(args.system);

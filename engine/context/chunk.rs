@@ -4,6 +4,7 @@ use strand_models::{ChatTemplate, Tokenizer};
 
 use crate::ChunkId;
 use crate::error::Error;
+use crate::store::StoredChunk;
 
 /// What a chunk is, which the model is told in its first line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,5 +71,15 @@ impl Chunk {
         let message = format!("# {}: {name}\n{text}", kind.as_str());
         let ids = template.chunk_ids(tokenizer, &message)?;
         Ok(Self { id, name: name.to_owned(), kind, text, ids })
+    }
+
+    /// A chunk of the store. It is tokenized again: the model may be another one.
+    pub fn from_stored(
+        stored: StoredChunk,
+        template: &ChatTemplate,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, Error> {
+        let StoredChunk { info, text } = stored;
+        Self::new(&info.name, info.kind, text.into_bytes(), template, tokenizer)
     }
 }

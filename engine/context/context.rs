@@ -5,6 +5,8 @@
 //!
 //! The order of a prompt: anchor, active chunks, header (system text), turns.
 
+use std::sync::Arc;
+
 use strand_models::{ChatTemplate, Tokenizer};
 
 use super::chunk::Chunk;
@@ -16,7 +18,8 @@ use crate::error::Error;
 /// A chunk in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    pub chunk: Chunk,
+    /// Shared by all contexts that have it.
+    pub chunk: Arc<Chunk>,
     pub active: bool,
     /// Under `mask`, the chunks that were active when it was loaded; `None`: those active now.
     pub seen: Option<Vec<ChunkId>>,
@@ -86,7 +89,8 @@ impl Context {
     }
 
     /// Adds a chunk behind the others. Content that is there keeps its name and place.
-    pub fn load(&mut self, chunk: Chunk, active: bool) -> Loaded {
+    pub fn load(&mut self, chunk: impl Into<Arc<Chunk>>, active: bool) -> Loaded {
+        let chunk = chunk.into();
         let there = self.entries.iter().position(|entry| entry.chunk.id == chunk.id);
         if let Some(index) = there {
             self.entries[index].active |= active;
@@ -144,8 +148,14 @@ impl Context {
         self.entries[index].active = active;
     }
 
+    /// Puts a chunk before the one at `to`, counted without itself, or behind all.
+    pub fn reorder(&mut self, index: usize, to: usize) {
+        let entry = self.entries.remove(index);
+        self.entries.insert(to.min(self.entries.len()), entry);
+    }
+
     /// Forgets a chunk, and that anything saw it.
-    pub fn remove(&mut self, index: usize) -> Chunk {
+    pub fn remove(&mut self, index: usize) -> Arc<Chunk> {
         let chunk = self.entries.remove(index).chunk;
         for seen in self.all_seen() {
             seen.retain(|&other| other != chunk.id);
@@ -230,6 +240,17 @@ mod tests {
         context.set_active(1, false);
         assert_eq!(context.positions(), [Some((1, 10)), None, Some((11, 13))]);
         assert_eq!(context.active_tokens(), 13);
+    }
+
+    #[test]
+    fn a_chunk_is_put_elsewhere() {
+        let mut context = context();
+        let mut names = |index, to| {
+            context.reorder(index, to);
+            let names = context.entries().iter().map(|entry| entry.chunk.name.clone());
+            names.collect::<String>()
+        };
+        assert_eq!([names(0, 1), names(2, 0), names(0, 9)], ["bac", "cba", "bac"]);
     }
 
     #[test]

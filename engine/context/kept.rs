@@ -1,6 +1,6 @@
 //! A context as the store keeps it, and back.
 
-use strand_models::{ChatTemplate, Tokenizer};
+use std::sync::Arc;
 
 use super::chunk::Chunk;
 use super::context::{Context, Entry};
@@ -8,14 +8,7 @@ use super::conversation::{Role, Turn};
 use super::policy::ReusePolicy;
 use crate::ChunkId;
 use crate::error::Error;
-use crate::store::{StoredChunk, StoredContext, StoredEntry, StoredTurn};
-
-/// A context and the texts of its chunks, in its order.
-#[derive(Debug, Clone)]
-pub struct KeptContext {
-    pub context: StoredContext,
-    pub chunks: Vec<StoredChunk>,
-}
+use crate::store::{StoredContext, StoredEntry, StoredTurn};
 
 impl Context {
     pub fn to_stored(&self) -> StoredContext {
@@ -33,20 +26,15 @@ impl Context {
         StoredContext {
             policy: self.policy().as_str().to_owned(),
             system: self.conversation.system().map(str::to_owned),
+            label: None,
+            blend_tokens: u32::try_from(self.blend_tokens).ok(),
             entries: self.entries().iter().map(entry).collect(),
             turns: self.conversation.turns().iter().map(turn).collect(),
         }
     }
 
-    /// Takes chunks, policy and conversation from what was kept. Chunks are tokenized again: the
-    /// model may be another one.
-    pub fn resume(
-        &mut self,
-        kept: KeptContext,
-        template: &ChatTemplate,
-        tokenizer: &Tokenizer,
-    ) -> Result<(), Error> {
-        let KeptContext { context, chunks } = kept;
+    /// Takes policy and conversation from what was kept; its chunks are given in its order.
+    pub fn resume(&mut self, context: StoredContext, chunks: Vec<Arc<Chunk>>) -> Result<(), Error> {
         let unknown = |what, value| Error::NotAContext { what, value };
         let policy = ReusePolicy::parse(&context.policy);
         let policy = policy.ok_or_else(|| unknown("reuse policy", context.policy.clone()))?;
@@ -54,10 +42,10 @@ impl Context {
         let seen = |seen: Vec<ChunkId>| remembers.then_some(seen);
         self.clear();
         self.set_policy(policy);
-        for (entry, stored) in context.entries.into_iter().zip(chunks) {
-            let StoredChunk { info, text } = stored;
-            let content = text.into_bytes();
-            let chunk = Chunk::new(&info.name, info.kind, content, template, tokenizer)?;
+        if let Some(rows) = context.blend_tokens {
+            self.blend_tokens = rows as usize;
+        }
+        for (entry, chunk) in context.entries.into_iter().zip(chunks) {
             self.push(Entry { chunk, active: entry.active, seen: seen(entry.seen) });
         }
         self.conversation.clear();
@@ -79,6 +67,7 @@ mod tests {
     use super::super::chunk::ChunkKind;
     use super::super::conversation::Conversation;
     use super::*;
+    use crate::store::StoredChunk;
 
     #[test]
     fn what_was_kept_comes_back_as_it_was() {
@@ -91,6 +80,7 @@ mod tests {
         };
         for policy in ReusePolicy::ALL {
             let mut context = Context::new(policy, Conversation::default(), Vec::new());
+            context.blend_tokens = 7;
             context.load(chunk("größe 🙂", "Anna lives in Lisbon."), true);
             context.load(chunk("b", "The door is green.\n"), true);
             context.say("Where?");
@@ -100,16 +90,17 @@ mod tests {
             context.say("Why?");
             let stored = context.to_stored();
             let chunks = context.entries().iter().map(|entry| {
-                let Chunk { name, kind, text, .. } = &entry.chunk;
-                StoredChunk::new(name, *kind, text, None)
+                let Chunk { name, kind, text, .. } = &*entry.chunk;
+                let stored = StoredChunk::new(name, *kind, text, None);
+                Arc::new(Chunk::from_stored(stored, &template, &tokenizer).expect("it was text"))
             });
-            let kept = KeptContext { context: stored.clone(), chunks: chunks.collect() };
             let mut again = Context::new(ReusePolicy::Exact, Conversation::default(), Vec::new());
-            again.resume(kept, &template, &tokenizer).expect("it was kept by this program");
+            let resumed = again.resume(stored.clone(), chunks.collect());
+            resumed.expect("it was kept by this program");
             assert_eq!(again.to_stored(), stored);
             assert_eq!(again.entries(), context.entries());
             assert_eq!(again.conversation, context.conversation);
-            assert_eq!(again.policy(), policy);
+            assert_eq!((again.policy(), again.blend_tokens), (policy, 7));
         }
     }
 }

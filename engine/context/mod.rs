@@ -15,5 +15,4 @@ pub use crate::ChunkId;
 pub use chunk::{Chunk, ChunkKind};
 pub use context::{Context, Entry, Loaded};
 pub use conversation::{Conversation, Dropped, Prompt, Role, Turn};
-pub use kept::KeptContext;
-pub use policy::{DEFAULT_BLEND_TOKENS, ReusePolicy};
+pub use policy::ReusePolicy;

@@ -27,7 +27,8 @@ impl Context {
     /// The anchor and the chunks as the next prompt has them.
     pub fn chunk_segments(&self) -> Vec<Segment> {
         let mut segments = self.anchor_segment();
-        let active = self.entries().iter().filter(|entry| entry.active).map(|entry| &entry.chunk);
+        let active = self.entries().iter().filter(|entry| entry.active);
+        let active = active.map(|entry| &*entry.chunk);
         match self.policy() {
             ReusePolicy::Exact => segments.extend(active.map(whole)),
             ReusePolicy::Independent => segments.extend(active.map(independent)),

@@ -100,10 +100,11 @@ impl Store {
         let (mut source, length) =
             open_file(from).map_err(|error| StoreError::outside("read", from, error))?;
         let (chunk, parts) = check(&mut source, length).map_err(unusable)?;
-        let there = self.kv_files()?;
-        let new: Vec<&Part> = (parts.iter())
-            .filter(|part| there.iter().all(|file| file.kv_id != part.row.kv_id))
-            .collect();
+        let there = self.all_kv_files()?;
+        // another tenant's KV is of no use here
+        let own = parts.iter().filter(|part| part.row.tenant == self.tenant());
+        let new: Vec<&Part> =
+            own.filter(|part| there.iter().all(|file| file.kv_id != part.row.kv_id)).collect();
         for (index, part) in new.iter().enumerate() {
             if let Err(error) = self.place(part.row.kv_id, |out| part.copy(&mut source, out)) {
                 new[..index].iter().for_each(|placed| self.discard(placed.row.kv_id));
@@ -246,7 +247,7 @@ fn read_chunk<R: Read>(input: &mut io::Take<R>) -> Result<StoredChunk, ReadError
     }
     tags.sort();
     let text_bytes = text.len() as u64;
-    let info = ChunkInfo { id, name, kind, tokens, created, text_bytes, tags };
+    let info = ChunkInfo { id, name, kind, tokens, created, text_bytes, tags, metadata: None };
     Ok(StoredChunk { info, text })
 }
 

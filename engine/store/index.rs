@@ -21,27 +21,47 @@ pub use files::KvFile;
 pub use small::FileStamp;
 
 /// One step per version, the first makes a new file version 1.
-const MIGRATIONS: [&str; 1] = [include_str!("index/schema_1.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("index/schema_1.sql"), include_str!("index/schema_2.sql")];
 /// The version this program writes.
 const VERSION: i64 = MIGRATIONS.len() as i64;
 /// How long a statement waits for another connection's.
 const BUSY: Duration = Duration::from_secs(30);
-/// The only user of a machine.
-const TENANT: &str = "";
 
-pub(super) struct Index {
+/// A connection, and the tenant whose chunks and contexts it speaks of.
+pub struct Index {
     path: PathBuf,
     connection: Connection,
+    tenant: String,
 }
 
 impl Index {
-    /// Opens the file, making or migrating it.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let connection = Connection::open(path).map_err(|error| StoreError::sql(path, error))?;
-        let index = Self { path: path.to_owned(), connection };
+    /// An index that is gone with it.
+    pub fn in_memory(tenant: &str) -> Result<Self, StoreError> {
+        Self::prepared(Path::new(":memory:"), Connection::open_in_memory(), tenant)
+    }
+
+    /// Opens the file for a tenant, making or migrating it.
+    pub(super) fn open(path: &Path, tenant: &str) -> Result<Self, StoreError> {
+        let opened = Connection::open(path);
+        Self::prepared(path, opened, tenant)
+    }
+
+    fn prepared(
+        path: &Path,
+        opened: rusqlite::Result<Connection>,
+        tenant: &str,
+    ) -> Result<Self, StoreError> {
+        let connection = opened.map_err(|error| StoreError::sql(path, error))?;
+        let index = Self { path: path.to_owned(), connection, tenant: tenant.to_owned() };
         index.sql(index.prepare())?;
         index.migrate()?;
         Ok(index)
+    }
+
+    /// Whose chunks and contexts it speaks of.
+    pub fn tenant(&self) -> &str {
+        &self.tenant
     }
 
     fn prepare(&self) -> rusqlite::Result<()> {
@@ -95,13 +115,13 @@ impl Index {
     }
 
     /// Writes what is in the log into the file and empties the log.
-    pub fn checkpoint(&self) -> Result<(), StoreError> {
+    pub(super) fn checkpoint(&self) -> Result<(), StoreError> {
         // another connection that reads now leaves it for later, which is no failure
         self.sql(self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
     }
 
     /// SQLite's own check of its pages; the first thing it found.
-    pub fn damage(&self) -> Result<Option<String>, StoreError> {
+    pub(super) fn damage(&self) -> Result<Option<String>, StoreError> {
         let query = "PRAGMA quick_check(1)";
         let said: String = self.sql(self.connection.query_row(query, [], |row| row.get(0)))?;
         Ok((said != "ok").then_some(said))

@@ -16,6 +16,7 @@ use super::error::{Damage, StoreError};
 use super::manifest::{Frame, MAX_MANIFEST, Manifest};
 use super::pipeline::in_order;
 use crate::cache::{KvId, KvIdentity, KvVariant};
+use crate::tenant::tenant_of;
 use crate::{ChunkId, SegmentKv};
 
 const MAGIC: &[u8; 8] = b"STRANDKV";
@@ -69,6 +70,11 @@ pub struct KvRecord {
 impl KvRecord {
     pub fn kv_id(&self) -> KvId {
         self.identity.root(self.variant).kv_id(&self.tokens, &self.seen)
+    }
+
+    /// Whose they are, as their salt says.
+    pub fn tenant(&self) -> String {
+        tenant_of(&String::from_utf8_lossy(&self.identity.salt)).to_owned()
     }
 
     /// Refuses rows that aren't those the record speaks of.

@@ -25,8 +25,8 @@ pub use archive::{Exported, Imported};
 pub use codec::{Codec, Coding};
 pub use error::{Damage, StoreError};
 pub use index::{
-    ChunkInfo, ContextInfo, FileStamp, KvFile, PutChunk, StoredChunk, StoredContext, StoredEntry,
-    StoredTurn,
+    ChunkInfo, ContextInfo, FileStamp, Index, KvFile, PutChunk, StoredChunk, StoredContext,
+    StoredEntry, StoredTurn,
 };
 pub use kv_file::{KvRecord, KvShape};
 pub use store::{Expected, Loaded, OpenReport, Quarantined, SavedFile, Store};

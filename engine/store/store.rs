@@ -20,6 +20,9 @@ use crate::cache::{KvId, KvIdentity, KvVariant};
 use crate::{ChunkId, SegmentKv};
 
 /// A folder of KV files and its index, owned by this process while it is open.
+///
+/// A handle is one tenant's: it speaks of that tenant's chunks and contexts alone. Files are found
+/// by their KvId, which no other tenant's have.
 pub struct Store {
     pub(super) folder: Arc<Folder>,
     pub(super) index: Index,
@@ -41,7 +44,7 @@ pub(super) struct Folder {
 pub struct OpenReport {
     /// Saves that never ended; their temporary files are removed.
     pub temporaries: usize,
-    /// Files that had no row, and have one again.
+    /// Files that had no row, or one that doesn't say whose they are, and have one again.
     pub indexed: usize,
     /// Rows that had no file, and are removed.
     pub forgotten: usize,
@@ -92,7 +95,7 @@ pub enum Loaded {
 }
 
 impl Store {
-    /// Opens the store in `path`, making it if there is none, and puts right what a process that
+    /// Opens the store in `path` for the tenant without a name, making it if there is none, and puts right what a process that
     /// was killed has left: see [`Store::opened`].
     ///
     /// # Errors
@@ -107,7 +110,7 @@ impl Store {
             fs::create_dir_all(&folder).map_err(|e| StoreError::io("create", &folder, e))?;
         }
         let lock = lock(path)?;
-        let index = Index::open(&path.join("index.sqlite"))?;
+        let index = Index::open(&path.join("index.sqlite"), "")?;
         let mut folder = Folder {
             path: path.to_owned(),
             _lock: lock,
@@ -120,12 +123,27 @@ impl Store {
 
     /// A second handle on the same store, for another thread.
     pub fn another(&self) -> Result<Self, StoreError> {
-        let index = Index::open(&self.folder.path.join("index.sqlite"))?;
+        self.of_tenant(self.tenant())
+    }
+
+    /// A handle on the same store, for a tenant.
+    pub fn of_tenant(&self, tenant: &str) -> Result<Self, StoreError> {
+        let index = Index::open(&self.folder.path.join("index.sqlite"), tenant)?;
         Ok(Self { folder: Arc::clone(&self.folder), index, files: Box::new(Disk) })
     }
 
     pub fn path(&self) -> &Path {
         &self.folder.path
+    }
+
+    /// The tenant's chunks and contexts.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Whose chunks and contexts this handle speaks of.
+    pub fn tenant(&self) -> &str {
+        self.index.tenant()
     }
 
     /// What opening found.
@@ -203,8 +221,26 @@ impl Store {
         Ok(self.index.file(id)?.is_some())
     }
 
-    /// All files there are.
+    /// The tenant's files.
     pub fn kv_files(&self) -> Result<Vec<KvFile>, StoreError> {
+        let mut files = self.index.files()?;
+        files.retain(|file| file.tenant == self.tenant());
+        Ok(files)
+    }
+
+    /// What the tenant's files of a chunk say of themselves; those that say nothing are left out.
+    pub fn kv_records(&self, chunk: ChunkId) -> Result<Vec<KvRecord>, StoreError> {
+        let mut files = self.kv_files()?;
+        files.retain(|file| file.chunk == chunk);
+        let record = |file: KvFile| {
+            let (source, length) = open_file(&self.folder.kv_path(file.kv_id)).ok()?;
+            open_named(source, length, file.kv_id).ok().map(|reader| reader.record)
+        };
+        Ok(files.into_iter().filter_map(record).collect())
+    }
+
+    /// The files of all tenants.
+    pub fn all_kv_files(&self) -> Result<Vec<KvFile>, StoreError> {
         self.index.files()
     }
 
@@ -217,9 +253,14 @@ impl Store {
         self.index.chunk(id)
     }
 
-    /// Whether a chunk's text is kept.
-    pub fn keeps(&self, id: ChunkId) -> Result<bool, StoreError> {
-        Ok(self.index.chunk_info(id)?.is_some())
+    /// Whether a chunk's text is kept for a tenant.
+    pub fn keeps(&self, tenant: &str, id: ChunkId) -> Result<bool, StoreError> {
+        self.index.keeps(tenant, id)
+    }
+
+    /// A chunk without its text.
+    pub fn chunk_info(&self, id: ChunkId) -> Result<Option<ChunkInfo>, StoreError> {
+        self.index.chunk_info(id)
     }
 
     /// In the order they were created.
@@ -279,8 +320,8 @@ impl Store {
         self.index.put_lease(chunk, now().saturating_add(seconds).min(i64::MAX as u64))
     }
 
-    /// The chunks that have a lease now.
-    pub fn leases(&self) -> Result<Vec<ChunkId>, StoreError> {
+    /// The chunks of all tenants that have a lease now.
+    pub fn leases(&self) -> Result<Vec<(String, ChunkId)>, StoreError> {
         self.index.leases(now())
     }
 
@@ -462,6 +503,7 @@ impl Folder {
             index.remove_file(id)?;
             report.forgotten += 1;
         }
+        index.remove_unowned()?;
         Ok(report)
     }
 }
@@ -517,6 +559,7 @@ pub(super) fn open_named<R: Read>(
 pub(super) fn row(record: &KvRecord, codec: Codec, bytes: u64, raw_bytes: u64) -> KvFile {
     KvFile {
         kv_id: record.kv_id(),
+        tenant: record.tenant(),
         chunk: record.chunk,
         codec,
         tokens: record.tokens.len() as u64,

@@ -16,6 +16,7 @@ use super::kv_file::{KvRecord, KvShape};
 use super::store::{Expected, Loaded, Store};
 use crate::cache::{KvId, KvIdentity, KvVariant};
 use crate::context::ChunkKind;
+use crate::tenant::salt;
 use crate::{ChunkId, SegmentKv};
 
 pub(super) const DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16];
@@ -147,6 +148,14 @@ pub(super) fn found(store: &Store, record: &KvRecord) -> SegmentKv {
 pub(super) fn fill(store: &Store, seed: u64) -> (KvRecord, SegmentKv) {
     let (record, kv) = segment(seed, BF16, 50);
     put(store, seed);
+    store.save(&record, &kv, Codec::Planes, &coding(2)).unwrap();
+    (record, kv)
+}
+
+/// The KV of `segment(seed)` as a tenant's request makes it.
+pub(super) fn fill_for(store: &Store, seed: u64, word: Option<&str>) -> (KvRecord, SegmentKv) {
+    let (mut record, kv) = segment(seed, BF16, 50);
+    record.identity.salt = salt(store.tenant(), word).into_bytes();
     store.save(&record, &kv, Codec::Planes, &coding(2)).unwrap();
     (record, kv)
 }

@@ -296,3 +296,117 @@ fn a_store_can_be_given_to_another_thread() {
     fn is_send<T: Send>() {}
     is_send::<Store>();
 }
+
+#[test]
+fn tenants_have_chunks_contexts_and_files_of_their_own() {
+    let scratch = Scratch::new();
+    let nobody = Store::open(scratch.path()).unwrap();
+    let anna = nobody.of_tenant("anna").unwrap();
+    let (common, _) = fill(&nobody, 1);
+    assert_eq!((anna.chunks().unwrap(), anna.kv_files().unwrap()), (vec![], vec![]));
+    assert!(anna.find_chunk(&common.chunk.to_string()).is_err());
+    let context = StoredContext { policy: "exact".into(), ..StoredContext::default() };
+    nobody.put_context("c", &context).unwrap();
+    assert_eq!(anna.context("c").unwrap(), None);
+    assert!(!anna.remove_context("c").unwrap() && anna.contexts().unwrap().is_empty());
+
+    // the same content, narrowed and not
+    put(&anna, 1);
+    let narrowed = [None, Some("x")].map(|word| fill_for(&anna, 1, word));
+    assert_eq!((anna.kv_files().unwrap().len(), nobody.kv_files().unwrap().len()), (2, 1));
+    assert_eq!(nobody.all_kv_files().unwrap().len(), 3);
+    assert_eq!(nobody.kv_records(common.chunk).unwrap()[0], common);
+    assert_eq!(anna.kv_records(common.chunk).unwrap().len(), 2);
+    assert!(nobody.keeps("anna", common.chunk).unwrap());
+    assert!(!nobody.keeps("ben", common.chunk).unwrap());
+
+    let erased = nobody.erase(common.chunk).unwrap();
+    assert_eq!((erased.chunk, erased.files), (true, 1));
+    assert_eq!(load(&nobody, &common), Loaded::Absent);
+    assert_eq!(anna.chunks().unwrap().len(), 1);
+    narrowed.iter().for_each(|(record, kv)| assert_eq!(found(&anna, record), *kv));
+    assert_eq!(nobody.gc(None).unwrap().removed, [], "they have a chunk, and are no orphans");
+    drop((nobody, anna));
+    let anna = Store::open(scratch.path()).unwrap().of_tenant("anna").unwrap();
+    assert_eq!(anna.opened(), &OpenReport::default());
+    assert_eq!(anna.erase(common.chunk).unwrap().files, 2);
+    assert_eq!(anna.all_kv_files().unwrap(), []);
+    no_problems(&anna);
+}
+
+#[test]
+fn a_tenants_quarantine_is_left_by_others() {
+    let scratch = Scratch::new();
+    let nobody = Store::open(scratch.path()).unwrap();
+    let anna = nobody.of_tenant("anna").unwrap();
+    put(&anna, 1);
+    let (record, _) = fill_for(&anna, 1, None);
+    let path = path_of(&anna, record.kv_id());
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(matches!(load(&anna, &record), Loaded::Quarantined(_)));
+    let left = || fs::read_dir(scratch.path().join("quarantine")).unwrap().count();
+    nobody.erase(record.chunk).unwrap();
+    assert_eq!(left(), 1);
+    anna.erase(record.chunk).unwrap();
+    assert_eq!(left(), 0);
+}
+
+#[test]
+fn an_export_is_of_one_tenant() {
+    let (here, there) = (Scratch::new(), Scratch::new());
+    let store = Store::open(here.path()).unwrap();
+    let anna = store.of_tenant("anna").unwrap();
+    put(&anna, 1);
+    fill_for(&anna, 1, None);
+    let (record, _) = fill(&store, 1);
+    let file = here.path().join("export");
+    assert_eq!(anna.export(record.chunk, &file).unwrap().files, 1);
+    let other = Store::open(there.path()).unwrap();
+    let imported = other.import(&file).unwrap();
+    assert_eq!((imported.files, other.all_kv_files().unwrap().len()), (0, 0));
+    assert_eq!(other.of_tenant("anna").unwrap().import(&file).unwrap().files, 1);
+}
+
+#[test]
+fn a_store_of_version_1_keeps_everything() {
+    let scratch = Scratch::new();
+    let store = Store::open(scratch.path()).unwrap();
+    let anna = store.of_tenant("anna").unwrap();
+    let (of_anna, kv) = fill_for(&anna, 2, None);
+    let (record, _) = fill(&store, 1);
+    drop((store, anna));
+    // as that version left it: the files, and these rows
+    let index = scratch.path().join("index.sqlite");
+    fs::remove_file(&index).unwrap();
+    let connection = rusqlite::Connection::open(&index).unwrap();
+    connection.execute_batch(include_str!("index/schema_1.sql")).unwrap();
+    connection.execute_batch(include_str!("index/tests/rows_1.sql")).unwrap();
+    let insert = "INSERT INTO kv_files VALUES (?, ?, 'planes', 50, ?, 12800, 5, 6, 7)";
+    for record in [&record, &of_anna] {
+        let id = record.kv_id();
+        let path = scratch.path().join("kv").join(format!("{id}.kv"));
+        let length = fs::metadata(path).unwrap().len() as i64;
+        let row = rusqlite::params![id.as_bytes(), record.chunk.as_bytes(), length];
+        connection.execute(insert, row).unwrap();
+    }
+    let gone = rusqlite::params![[9u8; 32], record.chunk.as_bytes(), 1];
+    connection.execute(insert, gone).unwrap();
+    drop(connection);
+
+    let store = Store::open(scratch.path()).unwrap();
+    assert_eq!(store.opened().quarantined, []);
+    let chunk = store.chunk(record.chunk).unwrap().unwrap();
+    assert_eq!((chunk.text, chunk.info.name.as_str()), (text(1), "1.txt"));
+    assert_eq!((chunk.info.tags, chunk.info.metadata), (vec!["old".to_owned()], None));
+    let context = store.context("talk").unwrap().unwrap();
+    assert_eq!((context.label, context.blend_tokens), (None, None));
+    assert_eq!((context.entries[0].chunk, context.turns[0].text.as_str()), (record.chunk, "hi"));
+    let files = store.kv_files().unwrap();
+    assert_eq!((files.len(), files[0].uses, files[0].created), (1, 7, 5));
+    assert_eq!(store.all_kv_files().unwrap().len(), 2, "the file that is gone has no row");
+    assert_eq!(found(&store.of_tenant("anna").unwrap(), &of_anna), kv);
+    drop(store);
+    assert_eq!(Store::open(scratch.path()).unwrap().opened(), &OpenReport::default());
+}

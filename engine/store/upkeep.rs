@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::error::StoreError;
 use super::index::KvFile;
-use super::kv_file::{KvReader, ReadError};
+use super::kv_file::{KvReader, KvRecord, ReadError};
 use super::now;
 use super::store::{Quarantined, Store, open_file, open_named};
 use crate::ChunkId;
@@ -60,7 +60,8 @@ const KEEP_QUARANTINED: Duration = Duration::from_secs(7 * 86_400);
 const KEEP_TEMPORARY: Duration = Duration::from_secs(3600);
 
 impl Store {
-    /// Removes a chunk, its files and its place in every context.
+    /// Removes the tenant's chunk, its files and its place in every context. What other tenants
+    /// have of the same content stays.
     ///
     /// Files first: interrupted, the chunk is still listed and can be erased again.
     pub fn erase(&self, chunk: ChunkId) -> Result<Erased, StoreError> {
@@ -88,8 +89,10 @@ impl Store {
             let path = entry.map_err(|error| StoreError::io("list", &folder, error))?.path();
             let header =
                 open_file(&path).ok().map(|(source, length)| KvReader::open(source, length));
-            let owner = header.and_then(Result::ok).map(|reader| reader.record.chunk);
-            if owner.is_none_or(|owner| owner == chunk) {
+            let record = header.and_then(Result::ok).map(|reader| reader.record);
+            let is_own =
+                |record: KvRecord| record.chunk == chunk && record.tenant() == self.tenant();
+            if record.is_none_or(is_own) {
                 let removed = self.files.remove(&path);
                 removed.map_err(|error| StoreError::io("remove", &path, error))?;
             }
@@ -97,8 +100,8 @@ impl Store {
         Ok(())
     }
 
-    /// Checks every byte of a chunk's files and its text, or of all. Files that don't hold are put
-    /// aside.
+    /// Checks every byte of a chunk's files and its text, or of all the tenant has. Files that
+    /// don't hold are put aside.
     pub fn verify(&self, chunk: Option<ChunkId>) -> Result<Verification, StoreError> {
         let mut found = Verification::default();
         if chunk.is_none() {
@@ -134,13 +137,13 @@ impl Store {
     }
 
     /// Removes files of chunks that are gone, then, while all files together take more than
-    /// `budget` bytes, those worth least; leased chunks stay. Old leftovers go too.
+    /// `budget` bytes, those worth least; leased chunks stay. Old leftovers go too. Of all tenants.
     pub fn gc(&self, budget: Option<u64>) -> Result<Collected, StoreError> {
         let mut collected = Collected::default();
-        let chunks: BTreeSet<ChunkId> = self.chunks()?.into_iter().map(|info| info.id).collect();
+        let chunks = self.index.all_chunk_ids()?;
         let files = self.files_by_worth()?;
         let (kept, orphans): (Vec<KvFile>, Vec<KvFile>) =
-            files.into_iter().partition(|file| chunks.contains(&file.chunk));
+            files.into_iter().partition(|file| chunks.contains(&owner(file)));
         let all: u64 = kept.iter().map(|file| file.bytes).sum();
         let excess = self.least_worth(kept, budget.unwrap_or(u64::MAX))?;
         collected.kept_bytes = all - excess.iter().map(|file| file.bytes).sum::<u64>();
@@ -173,17 +176,17 @@ impl Store {
 
     /// The least worth first.
     fn files_by_worth(&self) -> Result<Vec<KvFile>, StoreError> {
-        let (now, mut files) = (now(), self.kv_files()?);
+        let (now, mut files) = (now(), self.all_kv_files()?);
         files.sort_by(|a, b| worth(a, now).total_cmp(&worth(b, now)).then(a.kv_id.cmp(&b.kv_id)));
         Ok(files)
     }
 
     /// Of files by worth, those that are too many for a budget; leased chunks stay.
     fn least_worth(&self, files: Vec<KvFile>, budget: u64) -> Result<Vec<KvFile>, StoreError> {
-        let leased: BTreeSet<ChunkId> = self.leases()?.into_iter().collect();
+        let leased: BTreeSet<(String, ChunkId)> = self.leases()?.into_iter().collect();
         let mut bytes: u64 = files.iter().map(|file| file.bytes).sum();
         let mut unwanted = Vec::new();
-        for file in files.into_iter().filter(|file| !leased.contains(&file.chunk)) {
+        for file in files.into_iter().filter(|file| !leased.contains(&owner(file))) {
             if bytes > budget {
                 bytes -= file.bytes;
                 unwanted.push(file);
@@ -214,6 +217,11 @@ impl Store {
         let kv = self.folder.kv();
         self.files.sync_folder(&kv).map_err(|error| StoreError::io("write", &kv, error))
     }
+}
+
+/// Whose chunk a file is of.
+fn owner(file: &KvFile) -> (String, ChunkId) {
+    (file.tenant.clone(), file.chunk)
 }
 
 /// What a byte of the file saves: tokens not computed again, times how often that is likely.

@@ -1,6 +1,7 @@
 //! Commands that make chunks: of files, and of other chunks.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
@@ -41,7 +42,7 @@ impl Load {
 
 /// A chunk on its way into the context.
 struct New {
-    chunk: Chunk,
+    chunk: Arc<Chunk>,
     /// It had its name before this command.
     known: bool,
 }
@@ -104,13 +105,12 @@ fn make(
     if let Some(stored) = chat.keeper.chunk(id)? {
         same_name(asked, &stored.info.name)?;
         let (name, kind) = (&stored.info.name, stored.info.kind);
-        return Ok(New {
-            chunk: chunk_file::chunk(&chat.engine, name, kind, content)?,
-            known: true,
-        });
+        let chunk = chunk_file::chunk(&chat.engine, name, kind, content)?;
+        return Ok(New { chunk: Arc::new(chunk), known: true });
     }
     let name = asked.unwrap_or(name);
-    Ok(New { chunk: chunk_file::chunk(&chat.engine, name, kind, content)?, known: false })
+    let chunk = chunk_file::chunk(&chat.engine, name, kind, content)?;
+    Ok(New { chunk: Arc::new(chunk), known: false })
 }
 
 fn same_name(asked: Option<&str>, name: &str) -> Result<()> {
@@ -184,7 +184,7 @@ fn told(row: &Row, known: bool) -> String {
 
 /// Makes a chunk of the contents of others, joined by one newline unless the left one ends so.
 pub fn compose(chat: &mut Chat, names: &[String]) -> Result<Report> {
-    let parts: Vec<&Chunk> = names
+    let parts: Vec<&Arc<Chunk>> = names
         .iter()
         .map(|name| Ok(&chat.context.entries()[chat.context.find(name)?].chunk))
         .collect::<Result<_>>()?;

@@ -1,8 +1,10 @@
 //! Rows of chunks: their text is always saved.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use super::{Index, TENANT};
+use super::Index;
 use crate::ChunkId;
 use crate::context::ChunkKind;
 use crate::store::error::StoreError;
@@ -20,6 +22,8 @@ pub struct ChunkInfo {
     pub text_bytes: u64,
     /// Sorted.
     pub tags: Vec<String>,
+    /// JSON, as it was given with the chunk.
+    pub metadata: Option<String>,
 }
 
 /// A chunk as it is kept.
@@ -48,18 +52,19 @@ impl StoredChunk {
             created: super::super::now(),
             text_bytes: text.len() as u64,
             tags: Vec::new(),
+            metadata: None,
         };
         Self { info, text: text.to_owned() }
     }
 }
 
-const COLUMNS: &str = "id, name, kind, tokens, created, length(CAST(text AS BLOB))";
+const COLUMNS: &str = "id, name, kind, tokens, created, length(CAST(text AS BLOB)), metadata";
 /// Fewest digits that name a chunk.
 const SHORTEST_PREFIX: usize = 4;
 
 impl Index {
     pub fn put_chunk(&self, chunk: &StoredChunk) -> Result<PutChunk, StoreError> {
-        let inserted = self.change(|transaction| insert_chunk(transaction, chunk))?;
+        let inserted = self.change(|transaction| insert_chunk(transaction, &self.tenant, chunk))?;
         if inserted {
             return Ok(PutChunk::New);
         }
@@ -70,7 +75,7 @@ impl Index {
     pub fn chunk(&self, id: ChunkId) -> Result<Option<StoredChunk>, StoreError> {
         let Some(info) = self.chunk_info(id)? else { return Ok(None) };
         let query = "SELECT text FROM chunks WHERE tenant = ? AND id = ?";
-        let parameters = params![TENANT, id.as_bytes()];
+        let parameters = params![self.tenant, id.as_bytes()];
         let text = self.connection.query_row(query, parameters, |row| row.get(0)).optional();
         Ok(self.sql(text)?.map(|text| StoredChunk { info, text }))
     }
@@ -80,16 +85,47 @@ impl Index {
         let query =
             format!("SELECT {COLUMNS} FROM chunks WHERE tenant = ? ORDER BY created, rowid");
         let rows = self.sql(self.connection.prepare(&query).and_then(|mut statement| {
-            statement.query_map([TENANT], read)?.collect::<rusqlite::Result<Vec<_>>>()
+            statement.query_map([&self.tenant], read)?.collect::<rusqlite::Result<Vec<_>>>()
         }))?;
         rows.into_iter().map(|row| self.info(row)).collect()
     }
 
     pub fn chunk_info(&self, id: ChunkId) -> Result<Option<ChunkInfo>, StoreError> {
         let query = format!("SELECT {COLUMNS} FROM chunks WHERE tenant = ? AND id = ?");
-        let parameters = params![TENANT, id.as_bytes()];
+        let parameters = params![self.tenant, id.as_bytes()];
         let row = self.sql(self.connection.query_row(&query, parameters, read).optional())?;
         row.map(|row| self.info(row)).transpose()
+    }
+
+    pub fn keeps(&self, tenant: &str, id: ChunkId) -> Result<bool, StoreError> {
+        let query = "SELECT EXISTS (SELECT 1 FROM chunks WHERE tenant = ? AND id = ?)";
+        let parameters = params![tenant, id.as_bytes()];
+        self.sql(self.connection.query_row(query, parameters, |row| row.get(0)))
+    }
+
+    /// How many chunks there are, and the bytes of their texts.
+    pub fn chunk_totals(&self) -> Result<(u64, u64), StoreError> {
+        let query = "SELECT count(*), coalesce(sum(length(CAST(text AS BLOB))), 0)
+             FROM chunks WHERE tenant = ?";
+        let read = |row: &Row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64));
+        self.sql(self.connection.query_row(query, [&self.tenant], read))
+    }
+
+    /// The chunks that are switched on in some context.
+    pub fn active_chunks(&self) -> Result<BTreeSet<ChunkId>, StoreError> {
+        let query = "SELECT DISTINCT chunk FROM context_chunks WHERE tenant = ? AND active";
+        let read = |row: &Row| Ok(ChunkId::from_bytes(row.get(0)?));
+        let mut statement = self.sql(self.connection.prepare(query))?;
+        self.sql(statement.query_map([&self.tenant], read).and_then(Iterator::collect))
+    }
+
+    /// The ids of all tenants' chunks.
+    pub(in crate::store) fn all_chunk_ids(
+        &self,
+    ) -> Result<BTreeSet<(String, ChunkId)>, StoreError> {
+        let read = |row: &Row| Ok((row.get(0)?, ChunkId::from_bytes(row.get(1)?)));
+        let mut statement = self.sql(self.connection.prepare("SELECT tenant, id FROM chunks"))?;
+        self.sql(statement.query_map([], read).and_then(Iterator::collect))
     }
 
     /// The chunk whose id starts so: a unique prefix of four or more hex digits.
@@ -102,7 +138,7 @@ impl Index {
         let query = "SELECT id FROM chunks WHERE tenant = ? AND hex(id) LIKE ? || '%' ORDER BY id";
         let matches: Vec<[u8; 32]> =
             self.sql(self.connection.prepare(query).and_then(|mut statement| {
-                statement.query_map([TENANT, text], |row| row.get(0))?.collect()
+                statement.query_map([self.tenant.as_str(), text], |row| row.get(0))?.collect()
             }))?;
         match matches[..] {
             [] => Err(unknown()),
@@ -119,7 +155,7 @@ impl Index {
         if self.chunk_info(id)?.is_none() {
             return Ok(false);
         }
-        self.change(|transaction| insert_tag(transaction, id, tag))?;
+        self.change(|transaction| insert_tag(transaction, &self.tenant, id, tag))?;
         Ok(true)
     }
 
@@ -127,66 +163,74 @@ impl Index {
     pub fn remove_chunk(&self, id: ChunkId) -> Result<bool, StoreError> {
         let query = "DELETE FROM chunks WHERE tenant = ? AND id = ?";
         let removed = self.change(|transaction| {
-            transaction.execute("DELETE FROM kv_files WHERE chunk = ?", [id.as_bytes()])?;
-            transaction.execute(query, params![TENANT, id.as_bytes()])
+            let key = params![self.tenant, id.as_bytes()];
+            transaction.execute("DELETE FROM kv_files WHERE tenant = ? AND chunk = ?", key)?;
+            transaction.execute(query, key)
         })?;
         Ok(removed == 1)
     }
 
     fn info(
         &self,
-        (id, name, kind, tokens, created, text_bytes): Fields,
+        (id, name, kind, tokens, created, text_bytes, metadata): Fields,
     ) -> Result<ChunkInfo, StoreError> {
         let kind = ChunkKind::parse(&kind).ok_or_else(|| self.bad_row("kind of chunk", kind))?;
         let id = ChunkId::from_bytes(id);
         let tags = self.tags(id)?;
         let (created, text_bytes) = (created as u64, text_bytes as u64);
-        Ok(ChunkInfo { id, name, kind, tokens, created, text_bytes, tags })
+        Ok(ChunkInfo { id, name, kind, tokens, created, text_bytes, tags, metadata })
     }
 
     fn tags(&self, id: ChunkId) -> Result<Vec<String>, StoreError> {
         let query = "SELECT tag FROM chunk_tags WHERE tenant = ? AND id = ? ORDER BY tag";
         self.sql(self.connection.prepare(query).and_then(|mut statement| {
-            statement.query_map(params![TENANT, id.as_bytes()], |row| row.get(0))?.collect()
+            statement.query_map(params![self.tenant, id.as_bytes()], |row| row.get(0))?.collect()
         }))
     }
 }
 
-/// id, name, kind, tokens, created, bytes of text
-type Fields = ([u8; 32], String, String, Option<u32>, i64, i64);
+/// id, name, kind, tokens, created, bytes of text, metadata
+type Fields = ([u8; 32], String, String, Option<u32>, i64, i64, Option<String>);
 
 fn read(row: &Row) -> rusqlite::Result<Fields> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?))
 }
 
 /// Whether it is new; one that is there keeps its name, kind and age.
 pub(super) fn insert_chunk(
     transaction: &Transaction,
+    tenant: &str,
     chunk: &StoredChunk,
 ) -> rusqlite::Result<bool> {
     let info = &chunk.info;
     let inserted = transaction.execute(
-        "INSERT INTO chunks (tenant, id, name, kind, text, tokens, created)
-         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO chunks (tenant, id, name, kind, text, tokens, created, metadata)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         params![
-            TENANT,
+            tenant,
             info.id.as_bytes(),
             info.name,
             info.kind.as_str(),
             chunk.text,
             info.tokens,
-            info.created as i64
+            info.created as i64,
+            info.metadata
         ],
     )?;
     transaction.execute(
         "UPDATE chunks SET tokens = coalesce(?, tokens) WHERE tenant = ? AND id = ?",
-        params![info.tokens, TENANT, info.id.as_bytes()],
+        params![info.tokens, tenant, info.id.as_bytes()],
     )?;
-    info.tags.iter().try_for_each(|tag| insert_tag(transaction, info.id, tag))?;
+    info.tags.iter().try_for_each(|tag| insert_tag(transaction, tenant, info.id, tag))?;
     Ok(inserted == 1)
 }
 
-fn insert_tag(transaction: &Transaction, id: ChunkId, tag: &str) -> rusqlite::Result<()> {
+fn insert_tag(
+    transaction: &Transaction,
+    tenant: &str,
+    id: ChunkId,
+    tag: &str,
+) -> rusqlite::Result<()> {
     let query = "INSERT INTO chunk_tags (tenant, id, tag) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
-    transaction.execute(query, params![TENANT, id.as_bytes(), tag]).map(drop)
+    transaction.execute(query, params![tenant, id.as_bytes(), tag]).map(drop)
 }

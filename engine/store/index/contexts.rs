@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Index, TENANT, concat_ids, split_ids};
+use super::{Index, concat_ids, split_ids};
 use crate::ChunkId;
 use crate::store::error::StoreError;
 
@@ -12,6 +12,10 @@ pub struct StoredContext {
     /// As `ReusePolicy::as_str` spells it.
     pub policy: String,
     pub system: Option<String>,
+    /// What people call it, where that is not its name.
+    pub label: Option<String>,
+    /// Rows that `blend` computes again; `None` in what an older program kept.
+    pub blend_tokens: Option<u32>,
     pub entries: Vec<StoredEntry>,
     pub turns: Vec<StoredTurn>,
 }
@@ -41,6 +45,7 @@ pub struct StoredTurn {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextInfo {
     pub name: String,
+    pub label: Option<String>,
     pub policy: String,
     pub chunks: u64,
     pub turns: u64,
@@ -64,59 +69,89 @@ impl Index {
         }
         self.change(|transaction| {
             transaction.execute(
-                "INSERT INTO contexts (tenant, name, policy, system, created, updated)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT DO UPDATE SET
-                     policy = excluded.policy, system = excluded.system,
-                     updated = excluded.updated",
-                params![TENANT, name, context.policy, context.system, now as i64],
+                "INSERT INTO contexts
+                     (tenant, name, policy, system, label, blend_tokens, created, updated)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7) ON CONFLICT DO UPDATE SET
+                     policy = excluded.policy, system = excluded.system, label = excluded.label,
+                     blend_tokens = excluded.blend_tokens, updated = excluded.updated",
+                params![
+                    self.tenant,
+                    name,
+                    context.policy,
+                    context.system,
+                    context.label,
+                    context.blend_tokens,
+                    now as i64
+                ],
             )?;
             for table in ["context_chunks", "turns"] {
                 let query = format!("DELETE FROM {table} WHERE tenant = ? AND context = ?");
-                transaction.execute(&query, [TENANT, name])?;
+                transaction.execute(&query, [self.tenant.as_str(), name])?;
             }
-            insert_parts(transaction, name, context)
+            insert_parts(transaction, &self.tenant, name, context)
         })
     }
 
     pub fn context(&self, name: &str) -> Result<Option<StoredContext>, StoreError> {
         // one transaction: another connection may replace the context between two queries
         let begun = self.sql(self.connection.unchecked_transaction())?;
-        let query = "SELECT policy, system FROM contexts WHERE tenant = ? AND name = ?";
-        let head =
-            begun.query_row(query, [TENANT, name], |row| Ok((row.get(0)?, row.get(1)?))).optional();
-        let Some((policy, system)) = self.sql(head)? else { return Ok(None) };
+        let query = "SELECT policy, system, label, blend_tokens FROM contexts
+             WHERE tenant = ? AND name = ?";
+        let read = |row: &rusqlite::Row| {
+            Ok(StoredContext {
+                policy: row.get(0)?,
+                system: row.get(1)?,
+                label: row.get(2)?,
+                blend_tokens: row.get(3)?,
+                ..StoredContext::default()
+            })
+        };
+        let head = begun.query_row(query, [self.tenant.as_str(), name], read).optional();
+        let Some(head) = self.sql(head)? else { return Ok(None) };
         let (entries, turns) = (self.entries(name)?, self.turns(name)?);
-        Ok(Some(StoredContext { policy, system, entries, turns }))
+        Ok(Some(StoredContext { entries, turns, ..head }))
     }
 
     /// The one used last comes first.
     pub fn contexts(&self) -> Result<Vec<ContextInfo>, StoreError> {
-        let query = "SELECT name, policy, created, updated,
+        self.context_infos(None)
+    }
+
+    pub fn context_info(&self, name: &str) -> Result<Option<ContextInfo>, StoreError> {
+        Ok(self.context_infos(Some(name))?.pop())
+    }
+
+    /// Of all contexts, or of one.
+    fn context_infos(&self, name: Option<&str>) -> Result<Vec<ContextInfo>, StoreError> {
+        let query = "SELECT name, label, policy, created, updated,
                 (SELECT count(*) FROM context_chunks AS c
                  WHERE c.tenant = contexts.tenant AND c.context = contexts.name),
                 (SELECT count(*) FROM turns AS t
                  WHERE t.tenant = contexts.tenant AND t.context = contexts.name)
-             FROM contexts WHERE tenant = ? ORDER BY updated DESC, name";
+             FROM contexts WHERE tenant = ?1 AND name = coalesce(?2, name)
+             ORDER BY updated DESC, name";
         self.sql(self.connection.prepare(query).and_then(|mut statement| {
             let read = |row: &rusqlite::Row| {
                 let number = |index| row.get::<_, i64>(index).map(|number| number as u64);
                 Ok(ContextInfo {
                     name: row.get(0)?,
-                    policy: row.get(1)?,
-                    created: number(2)?,
-                    updated: number(3)?,
-                    chunks: number(4)?,
-                    turns: number(5)?,
+                    label: row.get(1)?,
+                    policy: row.get(2)?,
+                    created: number(3)?,
+                    updated: number(4)?,
+                    chunks: number(5)?,
+                    turns: number(6)?,
                 })
             };
-            statement.query_map([TENANT], read)?.collect()
+            statement.query_map(params![self.tenant, name], read)?.collect()
         }))
     }
 
     /// False where there was none.
     pub fn remove_context(&self, name: &str) -> Result<bool, StoreError> {
         let query = "DELETE FROM contexts WHERE tenant = ? AND name = ?";
-        Ok(self.change(|transaction| transaction.execute(query, [TENANT, name]))? == 1)
+        Ok(self.change(|transaction| transaction.execute(query, [self.tenant.as_str(), name]))?
+            == 1)
     }
 
     fn entries(&self, context: &str) -> Result<Vec<StoredEntry>, StoreError> {
@@ -125,7 +160,7 @@ impl Index {
         let rows: Vec<([u8; 32], bool, Vec<u8>)> =
             self.sql(self.connection.prepare(query).and_then(|mut statement| {
                 let read = |row: &rusqlite::Row| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-                statement.query_map([TENANT, context], read)?.collect()
+                statement.query_map([self.tenant.as_str(), context], read)?.collect()
             }))?;
         let entry = |(chunk, active, seen): ([u8; 32], bool, Vec<u8>)| {
             let seen = split_ids(&seen).ok_or_else(|| self.bad_row("list of ids", seen.len()))?;
@@ -141,7 +176,7 @@ impl Index {
             self.sql(self.connection.prepare(query).and_then(|mut statement| {
                 let read =
                     |row: &rusqlite::Row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
-                statement.query_map([TENANT, context], read)?.collect()
+                statement.query_map([self.tenant.as_str(), context], read)?.collect()
             }))?;
         let turn = |(role, text, ids, seen): (String, String, Vec<u8>, Vec<u8>)| {
             let seen = split_ids(&seen).ok_or_else(|| self.bad_row("list of ids", seen.len()))?;
@@ -158,6 +193,7 @@ impl Index {
 
 fn insert_parts(
     transaction: &Transaction,
+    tenant: &str,
     name: &str,
     context: &StoredContext,
 ) -> rusqlite::Result<()> {
@@ -167,7 +203,7 @@ fn insert_parts(
     )?;
     for (place, entry) in context.entries.iter().enumerate() {
         let (chunk, seen) = (entry.chunk.as_bytes(), concat_ids(&entry.seen));
-        insert.execute(params![TENANT, name, place as i64, chunk, entry.active, seen])?;
+        insert.execute(params![tenant, name, place as i64, chunk, entry.active, seen])?;
     }
     let mut insert = transaction.prepare(
         "INSERT INTO turns (tenant, context, place, role, text, ids, seen)
@@ -176,7 +212,7 @@ fn insert_parts(
     for (place, turn) in context.turns.iter().enumerate() {
         let ids: Vec<u8> = turn.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         let seen = concat_ids(&turn.seen);
-        insert.execute(params![TENANT, name, place as i64, turn.role, turn.text, ids, seen])?;
+        insert.execute(params![tenant, name, place as i64, turn.role, turn.text, ids, seen])?;
     }
     Ok(())
 }

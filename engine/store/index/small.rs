@@ -4,9 +4,9 @@ use std::fs::Metadata;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use super::{Index, TENANT};
+use super::Index;
 use crate::ChunkId;
 use crate::store::error::StoreError;
 
@@ -59,18 +59,18 @@ impl Index {
             return Err(StoreError::UnknownChunk { text: chunk.short() });
         }
         let query = "INSERT OR REPLACE INTO leases (tenant, chunk, expires) VALUES (?, ?, ?)";
-        let parameters = params![TENANT, chunk.as_bytes(), expires as i64];
+        let parameters = params![self.tenant, chunk.as_bytes(), expires as i64];
         self.change(|transaction| transaction.execute(query, parameters)).map(drop)
     }
 
-    /// The chunks whose leases hold at `now`; the others' rows are removed.
-    pub fn leases(&self, now: u64) -> Result<Vec<ChunkId>, StoreError> {
-        let ids: Vec<[u8; 32]> = self.change(|transaction| {
+    /// The chunks of all tenants whose leases hold at `now`; the others' rows are removed.
+    pub fn leases(&self, now: u64) -> Result<Vec<(String, ChunkId)>, StoreError> {
+        self.change(|transaction| {
             transaction.execute("DELETE FROM leases WHERE expires <= ?", [now as i64])?;
-            let mut select = transaction.prepare("SELECT chunk FROM leases ORDER BY chunk")?;
-            select.query_map([], |row| row.get(0))?.collect()
-        })?;
-        Ok(ids.into_iter().map(ChunkId::from_bytes).collect())
+            let query = "SELECT tenant, chunk FROM leases ORDER BY tenant, chunk";
+            let read = |row: &Row| Ok((row.get(0)?, ChunkId::from_bytes(row.get(1)?)));
+            transaction.prepare(query)?.query_map([], read)?.collect()
+        })
     }
 
     pub fn count(&self, counts: &[(&str, u64)]) -> Result<(), StoreError> {
@@ -81,7 +81,7 @@ impl Index {
     pub fn statistics(&self) -> Result<Vec<(String, u64)>, StoreError> {
         let query = "SELECT key, value FROM statistics ORDER BY key";
         self.sql(self.connection.prepare(query).and_then(|mut statement| {
-            let read = |row: &rusqlite::Row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64));
+            let read = |row: &Row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64));
             statement.query_map([], read)?.collect()
         }))
     }

@@ -5,7 +5,7 @@ use crate::context::ChunkKind;
 use crate::store::testing::Scratch;
 
 fn open(scratch: &Scratch) -> Index {
-    Index::open(&scratch.path().join("index.sqlite")).unwrap()
+    Index::open(&scratch.path().join("index.sqlite"), "").unwrap()
 }
 
 fn chunk(text: &str) -> StoredChunk {
@@ -82,6 +82,8 @@ fn context(chunks: &[ChunkId]) -> StoredContext {
     StoredContext {
         policy: "blend".to_owned(),
         system: Some("be brief".to_owned()),
+        label: Some("größe".to_owned()),
+        blend_tokens: Some(0),
         entries: entries.collect(),
         turns: vec![StoredTurn {
             role: "user".to_owned(),
@@ -112,6 +114,10 @@ fn a_context_is_replaced_whole_and_kept() {
     let facts = |n: usize| (listed[n].name.as_str(), listed[n].chunks, listed[n].turns);
     assert_eq!((facts(0), facts(1)), (("x", 2, 1), ("y", 1, 1)));
     assert_eq!((listed[0].created, listed[0].updated), (10, 30));
+    assert_eq!(index.context_info("y").unwrap().as_ref(), listed.get(1));
+    assert_eq!(index.context_info("z").unwrap(), None);
+    assert_eq!(index.active_chunks().unwrap(), [ids[0], ids[1]].into());
+    assert_eq!(index.chunk_totals().unwrap(), (3, 3));
     assert!(index.remove_context("y").unwrap() && !index.remove_context("y").unwrap());
     assert_eq!(index.contexts().unwrap().len(), 1);
 }
@@ -131,6 +137,20 @@ fn a_context_names_kept_chunks_only_and_forgets_removed_ones() {
     let left = index.context("x").unwrap().unwrap();
     assert_eq!(left.entries.iter().map(|entry| entry.chunk).collect::<Vec<_>>(), ids[1..]);
     assert_eq!(names(&index.chunks().unwrap()), ["b.txt"]);
+}
+
+#[test]
+fn an_index_in_memory_is_as_good() {
+    let index = Index::in_memory("anna").unwrap();
+    let stored = StoredChunk {
+        info: ChunkInfo { metadata: Some("{}".into()), ..chunk("a").info },
+        ..chunk("a")
+    };
+    index.put_chunk(&stored).unwrap();
+    assert_eq!(index.chunk(stored.info.id).unwrap(), Some(stored.clone()));
+    index.put_context("x", &context(&[stored.info.id]), 1).unwrap();
+    assert!(index.remove_chunk(stored.info.id).unwrap());
+    assert_eq!(index.context("x").unwrap().unwrap().entries, []);
 }
 
 #[test]
@@ -169,7 +189,8 @@ fn leases_end() {
     assert!(index.put_lease(id, 10).is_err(), "there is no such chunk");
     index.put_chunk(&chunk("a")).unwrap();
     index.put_lease(id, 10).unwrap();
-    assert_eq!((index.leases(9).unwrap(), index.leases(10).unwrap()), (vec![id], vec![]));
+    let leased = vec![(String::new(), id)];
+    assert_eq!((index.leases(9).unwrap(), index.leases(10).unwrap()), (leased, vec![]));
     assert_eq!(index.leases(9).unwrap(), vec![], "an ended lease is gone");
 }
 
@@ -177,12 +198,12 @@ fn leases_end() {
 fn a_later_version_and_what_is_no_index_are_refused() {
     let scratch = Scratch::new();
     let path = scratch.path().join("index.sqlite");
-    open(&scratch).connection.pragma_update(None, "user_version", 2).unwrap();
-    let refusal = Index::open(&path).err().expect("refused").to_string();
-    assert!(refusal.contains("has version 2, this program knows 1"), "{refusal}");
+    open(&scratch).connection.pragma_update(None, "user_version", 3).unwrap();
+    let refusal = Index::open(&path, "").err().expect("refused").to_string();
+    assert!(refusal.contains("has version 3, this program knows 2"), "{refusal}");
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "x".repeat(5000)).unwrap();
-    let refusal = Index::open(&path).err().expect("refused").to_string();
+    let refusal = Index::open(&path, "").err().expect("refused").to_string();
     assert!(refusal.contains("move it away"), "{refusal}");
 }
 
