@@ -1,9 +1,10 @@
 //! `strand chunks`: what is kept on the disk, without a model.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result};
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use strand_engine::ChunkId;
 use strand_engine::store::{
@@ -11,8 +12,50 @@ use strand_engine::store::{
     Verification,
 };
 
-use crate::args::{ChunksArgs, ChunksCommand, CommonArgs};
+use crate::args::CommonArgs;
 use crate::{Outcome, byte_size, data_dir, date};
+
+// No doc comment: clap would show it in place of the command's own.
+#[derive(Debug, Args)]
+pub struct ChunksArgs {
+    /// Whose chunks, where a server keeps several tenants' [default: those of chat]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, global = true)]
+    pub tenant: String,
+    #[command(subcommand)]
+    pub command: ChunksCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ChunksCommand {
+    /// All chunks and what KV they have
+    List,
+    /// A chunk's text and its KV files
+    Show {
+        /// Its hash, or 4 or more digits that begin no other
+        id: String,
+    },
+    /// Check every byte of the KV files and every text; damaged files are put aside
+    Verify {
+        /// A chunk's hash, or 4 or more digits that begin no other [default: all chunks]
+        id: Option<String>,
+    },
+    /// Remove KV files without a chunk and old quarantined files, and stay within a budget
+    Gc {
+        /// Remove those worth least while all KV files take more than this, as 10GiB
+        #[arg(long, value_name = "BYTES", value_parser = byte_size::parse,
+              allow_negative_numbers = true)]
+        budget: Option<u64>,
+    },
+    /// Write a chunk, its text and its KV to one file
+    Export {
+        /// Its hash, or 4 or more digits that begin no other
+        id: String,
+        /// Replaced if it is there
+        file: PathBuf,
+    },
+    /// Take in a chunk that was exported, here or elsewhere
+    Import { file: PathBuf },
+}
 
 pub fn run(args: &ChunksArgs, common: &CommonArgs) -> Result<Outcome> {
     let store = data_dir::open_store(common).map_err(Error::msg)?.of_tenant(&args.tenant)?;

@@ -13,6 +13,7 @@ mod index;
 mod kv_file;
 mod manifest;
 mod pipeline;
+mod rows;
 #[expect(clippy::module_inception, reason = "the store is what this folder is named after")]
 mod store;
 #[cfg(test)]
