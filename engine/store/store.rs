@@ -93,8 +93,8 @@ pub enum Loaded {
 }
 
 impl Store {
-    /// Opens the store in `path` for the tenant without a name, making it if there is none, and puts right what a process that
-    /// was killed has left: see [`Store::opened`].
+    /// Opens the store in `path` for the tenant without a name, making it if there is none, and
+    /// puts right what a process that was killed has left: see [`Store::opened`].
     ///
     /// # Errors
     /// [`StoreError::InUse`] while another process has it open, [`StoreError::Access`] for a
