@@ -121,8 +121,8 @@ fn put(transaction: &Transaction, file: &KvFile) -> rusqlite::Result<()> {
                                uses, tenant)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT DO UPDATE SET
-             tenant = excluded.tenant, chunk = excluded.chunk, codec = excluded.codec, tokens = excluded.tokens,
-             bytes = excluded.bytes, raw_bytes = excluded.raw_bytes,
+             tenant = excluded.tenant, chunk = excluded.chunk, codec = excluded.codec,
+             tokens = excluded.tokens, bytes = excluded.bytes, raw_bytes = excluded.raw_bytes,
              last_used = excluded.last_used",
         params![
             file.kv_id.as_bytes(),
