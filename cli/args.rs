@@ -273,7 +273,8 @@ pub enum BenchCommand {
 pub struct BenchModelArgs {
     /// A folder, a .gguf file or a hub id [default: the bundled demo model]
     pub model: Option<String>,
-    /// Random weights in the shape of a preset (qwen3-0.6b, llama-3.2-1b) or a config.json
+    /// Random weights in the shape of a preset (qwen3-0.6b, llama-3.2-1b) or a config.json, in
+    /// blocks if :q8_0, :q4_0 or :q4_k_m follows
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub random_weights: Option<String>,
     /// A note on what this run is compared with; printed with the results

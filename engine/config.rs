@@ -128,7 +128,7 @@ impl EnginePlan {
         let dtype = asked.dtype.unwrap_or(model.dtype);
         let kv_dtype = asked.kv_dtype.unwrap_or(match dtype {
             WeightDtype::F32 => KvDtype::F32,
-            WeightDtype::F16 => KvDtype::F16,
+            WeightDtype::F16 | WeightDtype::Quantized => KvDtype::F16,
             WeightDtype::Bf16 => KvDtype::Bf16,
         });
         let block_bytes = block_bytes(model, asked.block_size, kv_dtype);

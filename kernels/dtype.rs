@@ -10,6 +10,9 @@ pub enum WeightDtype {
     F32,
     F16,
     Bf16,
+    /// In the blocks of its file ([`BlockFormat`](crate::BlockFormat)), f16 where it has none.
+    /// Activations become integers of 8 bits, 32 to a scale.
+    Quantized,
 }
 
 /// How K and V are stored.
@@ -21,11 +24,12 @@ pub enum KvDtype {
 }
 
 impl WeightDtype {
-    /// Bytes a number takes.
+    /// Bytes a number takes; of quantized ones, roughly.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Quantized => 1,
         }
     }
 
@@ -34,6 +38,7 @@ impl WeightDtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Quantized => "quantized",
         }
     }
 }

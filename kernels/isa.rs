@@ -5,8 +5,8 @@
 //! the choice changes speed alone.
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx2, Avx512};
-use crate::simd::{Portable, Simd};
+use crate::simd::{Avx2, Avx512, Vnni};
+use crate::simd::{IntSimd, Portable, Simd};
 
 /// An instruction set this processor has. Values come from detection only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,53 @@ impl Isa {
             Level::Avx512(token) => token.run(kernel),
         }
     }
+
+    /// As [`Isa::run`], for products of small integers.
+    #[inline]
+    pub(crate) fn run_int<K: IntKernel>(self, kernel: K) {
+        match self.int_level() {
+            IntLevel::Portable => kernel.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            IntLevel::Avx2(token) => token.run_int(kernel),
+            #[cfg(target_arch = "x86_64")]
+            IntLevel::Vnni(token) => token.run(kernel),
+        }
+    }
+
+    /// Whether 32 vectors fit the registers of what [`Isa::run_int`] runs on.
+    pub(crate) fn is_wide_int(self) -> bool {
+        match self.int_level() {
+            IntLevel::Portable => Portable::WIDE,
+            #[cfg(target_arch = "x86_64")]
+            IntLevel::Avx2(_) => Avx2::WIDE,
+            #[cfg(target_arch = "x86_64")]
+            IntLevel::Vnni(_) => Avx512::WIDE,
+        }
+    }
+
+    /// The first processors with AVX-512 have no products of bytes in it.
+    fn int_level(self) -> IntLevel {
+        match self.0 {
+            Level::Portable => IntLevel::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(token) => IntLevel::Avx2(token),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(token) => match (Vnni::detect(token), Avx2::detect()) {
+                (Some(token), _) => IntLevel::Vnni(token),
+                (None, Some(token)) => IntLevel::Avx2(token),
+                (None, None) => IntLevel::Portable,
+            },
+        }
+    }
+}
+
+/// What products of small integers run on.
+enum IntLevel {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Vnni(Vnni),
 }
 
 /// A hot loop with its arguments. `run` and everything it calls must be `#[inline(always)]`:
@@ -81,6 +128,11 @@ impl Isa {
 pub(crate) trait Kernel {
     type Output;
     fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// As [`Kernel`], over [`IntSimd`].
+pub(crate) trait IntKernel {
+    fn run<S: IntSimd>(self, simd: S);
 }
 
 #[cfg(test)]

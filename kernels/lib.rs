@@ -27,6 +27,7 @@ mod mmap;
 mod move_rows;
 mod paged_attention;
 mod poison;
+mod quantized;
 mod rms_norm;
 mod rope;
 mod silu_mul;
@@ -47,6 +48,7 @@ pub use mmap::Mmap;
 pub use move_rows::{ScatterRows, gather_rows};
 pub use paged_attention::{PagedAttention, paged_attention_reference};
 pub use poison::PoisonBlocks;
+pub use quantized::BlockFormat;
 pub use rms_norm::{AddRmsNorm, RmsNorm, rms_norm_reference};
 pub use rope::{Rope, RotaryTable, rope_reference};
 pub use silu_mul::{SiluMul, silu_mul_reference};
@@ -57,11 +59,15 @@ pub use view::CacheShape;
 /// The kernel family and its revision: f32 accumulation with fused multiply-add, k ascending.
 pub const NUMERICS: &str = "f32-fma r1";
 
+/// As [`NUMERICS`], where weights are quantized: sums of integers inside a group, f32 between.
+pub const QUANTIZED_NUMERICS: &str = "int8-dp r1, f32-fma r1";
+
 /// All that decides the bits of K and V but the model and its tokens: kernel family, revision,
 /// the type weights compute in and the type KV is stored in. Neither threads nor instruction set
 /// nor block size nor batch.
 pub fn numerics(weights: WeightDtype, kv: KvDtype) -> String {
-    format!("{NUMERICS}, {} weights, {} kv", weights.name(), kv.name())
+    let products = if weights == WeightDtype::Quantized { QUANTIZED_NUMERICS } else { NUMERICS };
+    format!("{products}, {} weights, {} kv", weights.name(), kv.name())
 }
 
 #[cfg(test)]

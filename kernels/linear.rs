@@ -2,7 +2,8 @@
 //!
 //! An output element is `acc = 0; for k ascending: acc = x[k].mul_add(w[k], acc)`, then `+ b`;
 //! weights widen to f32 exactly, and bf16 weights round x to bf16 (nearest even) first. The order
-//! never depends on the number of rows, the tile or the threads.
+//! never depends on the number of rows, the tile or the threads. Quantized weights have an order
+//! of their own, as fixed: `quantized/product.rs`.
 //!
 //! Weights lie in tiles of 32 output features, k sequential inside: [tile][k][32]. A block of
 //! rows (up to 12) holds its sums in registers while a tile streams past once. Rows are repacked
@@ -12,6 +13,7 @@ use crate::dtype::{Element, WeightDtype};
 use crate::error::Error;
 use crate::isa::Kernel;
 use crate::math::{RoundToBf16, round_to_bf16};
+use crate::quantized::{self, BlockFormat, Panels};
 use crate::simd::{LANES, Simd};
 use crate::threads::{Disjoint, Threads};
 use crate::view::Rows;
@@ -42,6 +44,8 @@ pub(crate) enum Tiles {
     F32(Vec<Columns<f32>>),
     F16(Vec<Columns<f16>>),
     Bf16(Vec<Columns<bf16>>),
+    /// In integers; see `quantized.rs`.
+    Quantized(Vec<Panels>),
 }
 
 /// A weight matrix (out_features, in_features) in tiles. The last one is filled with zeros.
@@ -65,10 +69,30 @@ impl PackedWeight {
         let size = (out_features, in_features);
         let tiles = match dtype {
             WeightDtype::F32 => Tiles::F32(pack(size, threads, rows)?),
-            WeightDtype::F16 => Tiles::F16(pack(size, threads, rows)?),
+            // what doesn't come in blocks is no smaller in them
+            WeightDtype::F16 | WeightDtype::Quantized => Tiles::F16(pack(size, threads, rows)?),
             WeightDtype::Bf16 => Tiles::Bf16(pack(size, threads, rows)?),
         };
         Ok(Self { out_features, in_features, tiles })
+    }
+
+    /// Rows in blocks as they are stored: `parts` are a format and how many rows it has, one below
+    /// the other; `read(row, bytes)` fills in the bytes of a row. In parallel, each row once; the
+    /// first error ends the packing.
+    pub fn pack_blocks<E: Send>(
+        parts: &[(BlockFormat, usize)],
+        in_features: usize,
+        threads: &Threads,
+        read: impl Fn(usize, &mut [u8]) -> Result<(), E> + Sync,
+    ) -> Result<Self, E> {
+        let mut panels = Vec::with_capacity(parts.len());
+        let mut rows = 0;
+        for &(format, count) in parts.iter().filter(|(_, count)| *count > 0) {
+            let range = rows..rows + count;
+            panels.push(Panels::pack(format, range, in_features, threads, &read)?);
+            rows += count;
+        }
+        Ok(Self { out_features: rows, in_features, tiles: Tiles::Quantized(panels) })
     }
 
     pub fn out_features(&self) -> usize {
@@ -84,11 +108,15 @@ impl PackedWeight {
             Tiles::F32(_) => WeightDtype::F32,
             Tiles::F16(_) => WeightDtype::F16,
             Tiles::Bf16(_) => WeightDtype::Bf16,
+            Tiles::Quantized(_) => WeightDtype::Quantized,
         }
     }
 
     /// Memory the tiles take.
     pub fn bytes(&self) -> usize {
+        if let Tiles::Quantized(panels) = &self.tiles {
+            return panels.iter().map(Panels::bytes).sum();
+        }
         self.out_features.next_multiple_of(TILE) * self.in_features * self.dtype().size()
     }
 
@@ -99,6 +127,10 @@ impl PackedWeight {
             Tiles::F32(tiles) => tiles[line].0[column],
             Tiles::F16(tiles) => tiles[line].0[column].widen(),
             Tiles::Bf16(tiles) => tiles[line].0[column].widen(),
+            Tiles::Quantized(panels) => {
+                let holds = |panels: &&Panels| panels.rows.contains(&row);
+                panels.iter().find(holds).expect("a row of the matrix").value(row, k)
+            }
         }
     }
 }
@@ -165,6 +197,10 @@ impl CustomOp1 for Linear {
             Tiles::F32(tiles) => self.product(x, tiles),
             Tiles::F16(tiles) => self.product(x, tiles),
             Tiles::Bf16(tiles) => self.product(x, tiles),
+            Tiles::Quantized(panels) => {
+                let bias = self.bias.as_deref().map(Vec::as_slice);
+                quantized::product(x, panels, bias, &self.threads)
+            }
         };
         Ok((CpuStorage::F32(y), Shape::from((x.count, outputs))))
     }
@@ -387,6 +423,9 @@ fn high<E>(line: &[E; TILE]) -> &[E; LANES] {
 
 /// The plain loop: `x` holds whole rows of `in_features`.
 pub fn linear_reference(weight: &PackedWeight, bias: Option<&[f32]>, x: &[f32]) -> Vec<f32> {
+    if let Tiles::Quantized(panels) = &weight.tiles {
+        return quantized::reference(x, panels, bias);
+    }
     let round = weight.dtype() == WeightDtype::Bf16;
     let mut y = Vec::new();
     for row in x.chunks_exact(weight.in_features.max(1)) {

@@ -5,10 +5,16 @@
 
 use half::{bf16, f16};
 
+mod int;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
+mod x86_int;
+pub(crate) use int::IntSimd;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_int::Vnni;
 
 /// Lanes in a vector, and partial sums in a dot product.
 pub(crate) const LANES: usize = 16;

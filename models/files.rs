@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use strand_kernels::WeightDtype;
 
 use crate::chat_template::ChatTemplate;
 use crate::config::ModelConfig;
@@ -14,6 +15,7 @@ use crate::gguf_tokenizer::{chat_template_from_metadata, tokenizer_from_metadata
 use crate::hub::Hub;
 use crate::keys::Keys;
 use crate::tokenizer::Tokenizer;
+use crate::random::Recipe;
 use crate::weights::Weights;
 
 /// Shapes of well-known models, for random weights: (name, config.json).
@@ -35,6 +37,7 @@ pub enum ModelSource {
     Random {
         config_json: String,
         seed: u64,
+        recipe: Option<Recipe>,
     },
 }
 
@@ -194,11 +197,14 @@ impl ModelFiles {
                 let weights = Weights::from_static("the bundled model", bytes)?;
                 Self::assemble("strand-demo".to_string(), &Texts::of_demo(), weights)
             }
-            ModelSource::Random { config_json, seed } => {
-                let config = ModelConfig::from_json(config_json)?;
+            ModelSource::Random { config_json, seed, recipe } => {
+                let mut config = ModelConfig::from_json(config_json)?;
+                if recipe.is_some() {
+                    config.dtype = WeightDtype::Quantized;
+                }
                 Ok(ModelFiles {
                     name: "random".to_string(),
-                    weights: Weights::random(&config, *seed),
+                    weights: Weights::random(&config, *seed, *recipe),
                     generation: GenerationDefaults::new(None, None, None, &config)?,
                     training: Training::default(),
                     tokenizer_digest: Fingerprint::default(),

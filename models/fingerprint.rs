@@ -50,7 +50,7 @@ mod tests {
 
     fn of(seed: u64, change: &str) -> Fingerprint {
         let config_json = include_str!("demo/config.json").replace("10000.0", change);
-        let source = ModelSource::Random { config_json, seed };
+        let source = ModelSource::Random { config_json, seed, recipe: None };
         let files = ModelFiles::open(&source).expect("the config is sound");
         files.fingerprint(&mut |_, bytes| digest(bytes))
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
-use strand_kernels::WeightDtype;
+use strand_kernels::{BlockFormat, WeightDtype};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, check_shape};
@@ -79,7 +79,7 @@ impl GgufTensors {
     pub(crate) fn dtype(&self, name: &str) -> Option<WeightDtype> {
         match self.tensors.get(&file_name(name)?)?.encoding {
             Ok(Encoding::Plain(dtype)) => Some(dtype),
-            _ => Some(WeightDtype::F16),
+            _ => Some(WeightDtype::Quantized),
         }
     }
 
@@ -137,7 +137,7 @@ impl GgufTensors {
         }
         let matrix = self.find_stored(ROPE_FACTORS, &[head_dim / 2])?;
         let mut factors = vec![0.0; head_dim / 2];
-        matrix.read(0..head_dim / 2, &mut factors)?;
+        matrix.read(0..head_dim / 2, &mut factors);
         if factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
             let reason = format!("{ROPE_FACTORS} holds numbers that are not above 0");
             return Err(self.file.damaged(reason));
@@ -153,21 +153,13 @@ impl Place {
             GgmlDType::F32 => Ok(Encoding::Plain(WeightDtype::F32)),
             GgmlDType::F16 => Ok(Encoding::Plain(WeightDtype::F16)),
             GgmlDType::BF16 => Ok(Encoding::Plain(WeightDtype::Bf16)),
-            // Q5_0 and its like stand in for Q4_K and Q5_K in rows that are no multiple of 256.
-            GgmlDType::Q8_0
-            | GgmlDType::Q4_0
-            | GgmlDType::Q4_1
-            | GgmlDType::Q5_0
-            | GgmlDType::Q5_1
-            | GgmlDType::Q4K
-            | GgmlDType::Q5K
-            | GgmlDType::Q6K => Ok(Encoding::Blocks(info.ggml_dtype)),
-            other => Err(other),
+            other => block_format(other).map(Encoding::Blocks).ok_or(other),
         };
         let shape = info.shape.dims().to_vec();
         let start = data.checked_add(info.offset).and_then(|start| usize::try_from(start).ok());
         let numbers = shape.iter().try_fold(1usize, |all, &dim| all.checked_mul(dim));
-        let bytes = numbers.and_then(|numbers| Encoding::Blocks(info.ggml_dtype).bytes(numbers));
+        let (block_len, block_bytes) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
+        let bytes = numbers.and_then(|numbers| (numbers / block_len).checked_mul(block_bytes));
         let end = start.zip(bytes).and_then(|(start, bytes)| start.checked_add(bytes));
         match (start, end) {
             (Some(start), Some(end)) if end <= file.bytes().len() => {
@@ -190,6 +182,22 @@ impl Place {
             Err(kind) => format!("{kind:?}"),
         }
     }
+}
+
+/// The kinds of blocks that are known. Q5_0 and its like stand in for Q4_K and Q5_K in rows that
+/// are no multiple of 256.
+fn block_format(dtype: GgmlDType) -> Option<BlockFormat> {
+    Some(match dtype {
+        GgmlDType::Q4_0 => BlockFormat::Q4_0,
+        GgmlDType::Q4_1 => BlockFormat::Q4_1,
+        GgmlDType::Q5_0 => BlockFormat::Q5_0,
+        GgmlDType::Q5_1 => BlockFormat::Q5_1,
+        GgmlDType::Q8_0 => BlockFormat::Q8_0,
+        GgmlDType::Q4K => BlockFormat::Q4K,
+        GgmlDType::Q5K => BlockFormat::Q5K,
+        GgmlDType::Q6K => BlockFormat::Q6K,
+        _ => return None,
+    })
 }
 
 /// A Hugging Face tensor name as llama.cpp's converter writes it; `None` when it has none.

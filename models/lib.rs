@@ -44,6 +44,7 @@ pub use error::Error;
 pub use files::{GenerationDefaults, ModelFiles, ModelSource, PRESETS, Training};
 pub use fingerprint::{Fingerprint, WeightsSource, digest};
 pub use hub::{CachedModel, Hub};
+pub use random::Recipe;
 pub use rope::{RopeConfig, RopeScaling, YarnScaling};
 pub use template_marks::Marks;
 pub use template_segments::{SegmentKind, TemplateSegment};

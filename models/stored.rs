@@ -3,12 +3,9 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use candle_core::quantized::GgmlDType;
-use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use strand_kernels::{Mmap, WeightDtype};
+use strand_kernels::{BlockFormat, Mmap, WeightDtype};
 
 use crate::error::Error;
 use crate::fingerprint::WeightsSource;
@@ -73,7 +70,7 @@ impl FileBytes {
 pub(crate) enum Encoding {
     Plain(WeightDtype),
     /// Blocks of numbers with common scales, as GGUF files hold them; little-endian.
-    Blocks(GgmlDType),
+    Blocks(BlockFormat),
 }
 
 impl Encoding {
@@ -81,7 +78,7 @@ impl Encoding {
     pub(crate) fn block_len(self) -> usize {
         match self {
             Encoding::Plain(_) => 1,
-            Encoding::Blocks(kind) => kind.block_size(),
+            Encoding::Blocks(format) => format.block_len(),
         }
     }
 
@@ -89,7 +86,9 @@ impl Encoding {
     pub(crate) fn bytes(self, numbers: usize) -> Option<usize> {
         match self {
             Encoding::Plain(dtype) => numbers.checked_mul(dtype.size()),
-            Encoding::Blocks(kind) => (numbers / kind.block_size()).checked_mul(kind.type_size()),
+            Encoding::Blocks(format) => {
+                (numbers / format.block_len()).checked_mul(format.block_bytes())
+            }
         }
     }
 }
@@ -107,20 +106,40 @@ pub(crate) struct StoredMatrix<'a> {
 
 impl StoredMatrix<'_> {
     /// `out` is `(rows.len(), columns)`.
-    pub(crate) fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
-        let Some(head_dim) = self.interleaved else {
-            return self.read_stored(rows, out);
-        };
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.columns)) {
-            let (head, inside) = (row / head_dim, row % head_dim);
-            let (upper, pair) = (inside / (head_dim / 2), inside % (head_dim / 2));
-            let stored = head * head_dim + 2 * pair + upper;
-            self.read_stored(stored..stored + 1, out)?;
+    pub(crate) fn read(&self, rows: Range<usize>, out: &mut [f32]) {
+        if self.interleaved.is_none() {
+            self.with_bytes(rows, |bytes| decode(self.encoding, bytes, out));
+            return;
         }
-        Ok(())
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.columns)) {
+            let stored = self.stored_row(row);
+            self.with_bytes(stored..stored + 1, |bytes| decode(self.encoding, bytes, out));
+        }
     }
 
-    fn read_stored(&self, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+    /// The format of its blocks, if it has some.
+    pub(crate) fn block_format(&self) -> Option<BlockFormat> {
+        match self.encoding {
+            Encoding::Plain(_) => None,
+            Encoding::Blocks(format) => Some(format),
+        }
+    }
+
+    /// A row's bytes as they are stored.
+    pub(crate) fn read_bytes(&self, row: usize, out: &mut [u8]) {
+        let stored = self.stored_row(row);
+        self.with_bytes(stored..stored + 1, |bytes| out.copy_from_slice(bytes));
+    }
+
+    /// Where a row is stored.
+    fn stored_row(&self, row: usize) -> usize {
+        let Some(head_dim) = self.interleaved else { return row };
+        let (head, inside) = (row / head_dim, row % head_dim);
+        let (upper, pair) = (inside / (head_dim / 2), inside % (head_dim / 2));
+        head * head_dim + 2 * pair + upper
+    }
+
+    fn with_bytes(&self, rows: Range<usize>, take: impl FnOnce(&[u8])) {
         let bytes_before = |row: usize| {
             let bytes = self.encoding.bytes(row * self.columns);
             bytes.expect("no row ends past the file's last byte")
@@ -128,14 +147,13 @@ impl StoredMatrix<'_> {
         let start = self.range.start + bytes_before(rows.start);
         let range = start..self.range.start + bytes_before(rows.end);
         assert!(range.end <= self.range.end, "rows {rows:?} lie outside their tensor");
-        decode(self.encoding, &self.file.bytes()[range.clone()], out)?;
+        take(&self.file.bytes()[range.clone()]);
         // Only whole pages can be dropped: the one shared with the rows before goes along.
         self.file.release(range.start / PAGE * PAGE..range.end);
-        Ok(())
     }
 }
 
-fn decode(encoding: Encoding, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
+fn decode(encoding: Encoding, bytes: &[u8], out: &mut [f32]) {
     match encoding {
         Encoding::Plain(WeightDtype::F32) => {
             for (value, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
@@ -151,13 +169,9 @@ fn decode(encoding: Encoding, bytes: &[u8], out: &mut [f32]) -> Result<(), Error
                 *value = bf16::from_bits(word).to_f32();
             }
         }
-        Encoding::Blocks(kind) => {
-            let tensor = qtensor_from_ggml(kind, bytes, vec![out.len()], &Device::Cpu)?;
-            let values = tensor.dequantize(&Device::Cpu)?.to_vec1::<f32>()?;
-            out.copy_from_slice(&values);
-        }
+        Encoding::Plain(WeightDtype::Quantized) => unreachable!("blocks have a format"),
+        Encoding::Blocks(format) => format.dequantize(bytes, out),
     }
-    Ok(())
 }
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u16> {

@@ -7,16 +7,17 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::ops::Range;
 use std::path::Path;
 
-use strand_kernels::{PackedWeight, Threads, WeightDtype};
+use strand_kernels::{BlockFormat, PackedWeight, Threads, WeightDtype};
 
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::fingerprint::WeightsSource;
 use crate::gguf::GgufTensors;
-use crate::random::{RandomMatrix, RandomTensors};
+use crate::random::{RandomMatrix, RandomTensors, Recipe};
 use crate::safetensors::Checkpoint;
 use crate::stored::{FileBytes, StoredMatrix};
 
@@ -57,8 +58,9 @@ impl Weights {
 
     /// Weights nobody trained, of the config's shapes: small random matrices, norms of one. The
     /// same seed gives the same model; nothing is stored.
-    pub fn random(config: &ModelConfig, seed: u64) -> Self {
-        Self::new(Source::Random(RandomTensors::new(config, seed)))
+    /// With a `recipe` its matrices come in blocks, as in a file that was quantized so.
+    pub fn random(config: &ModelConfig, seed: u64, recipe: Option<Recipe>) -> Self {
+        Self::new(Source::Random(RandomTensors::new(config, seed, recipe)))
     }
 
     fn new(source: Source) -> Self {
@@ -97,8 +99,24 @@ impl Weights {
         threads: &Threads,
     ) -> Result<PackedWeight, Error> {
         let stack = self.stack(parts, in_features)?;
-        let rows = stack.rows();
-        PackedWeight::pack(rows, in_features, dtype, threads, |rows, out| stack.read(rows, out))
+        let blocks = stack.block_formats().filter(|_| dtype == WeightDtype::Quantized);
+        let packed = match blocks {
+            Some(parts) => {
+                PackedWeight::pack_blocks(&parts, in_features, threads, |row, bytes| {
+                    stack.read_bytes(row, bytes);
+                    Ok::<_, Infallible>(())
+                })
+            }
+            None => {
+                let rows = stack.rows();
+                PackedWeight::pack(rows, in_features, dtype, threads, |rows, out| {
+                    stack.read(rows, out);
+                    Ok(())
+                })
+            }
+        };
+        let Ok(packed) = packed;
+        Ok(packed)
     }
 
     /// A bias or a norm's weight.
@@ -108,12 +126,11 @@ impl Weights {
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
         let matrix = self.find(name, &[len])?;
         let mut values = vec![0.0; len];
-        matrix.read(0..len, &mut values)?;
+        matrix.read(0..len, &mut values);
         Ok(values)
     }
 
-    /// The type a tensor is stored in; what is quantized counts as f16, which holds its values
-    /// best. `None` when there is no such tensor, or it has no type of its own.
+    /// The type a tensor is stored in. `None` when there is no such tensor, or it has no type of its own.
     pub fn stored_dtype(&self, name: &str) -> Option<WeightDtype> {
         match &self.source {
             Source::Safetensors(checkpoint) => checkpoint.dtype(name),
@@ -150,8 +167,8 @@ impl Weights {
             let rows = start..config.vocab_size.min(start + STRIP);
             let mut strips = [vec![0.0; rows.len() * config.hidden_size], Vec::new()];
             strips[1] = strips[0].clone();
-            embedding.read(rows.clone(), &mut strips[0])?;
-            head.read(rows, &mut strips[1])?;
+            embedding.read(rows.clone(), &mut strips[0]);
+            head.read(rows, &mut strips[1]);
             if strips[0] != strips[1] {
                 return Err(Error::TiedTensorsDiffer {
                     first: EMBEDDING.to_string(),
@@ -189,13 +206,25 @@ enum Matrix<'a> {
 }
 
 impl Matrix<'_> {
-    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+    fn read(&self, rows: Range<usize>, out: &mut [f32]) {
         match self {
             Matrix::Stored(stored) => stored.read(rows, out),
-            Matrix::Random(random) => {
-                random.read(rows, out);
-                Ok(())
-            }
+            Matrix::Random(random) => random.read(rows, out),
+        }
+    }
+
+    /// The format of its blocks, if it has some.
+    fn block_format(&self) -> Option<BlockFormat> {
+        match self {
+            Matrix::Stored(stored) => stored.block_format(),
+            Matrix::Random(random) => random.block_format(),
+        }
+    }
+
+    fn read_bytes(&self, row: usize, out: &mut [u8]) {
+        match self {
+            Matrix::Stored(stored) => stored.read_bytes(row, out),
+            Matrix::Random(random) => random.read_bytes(row, out),
         }
     }
 }
@@ -210,18 +239,31 @@ impl Stack<'_> {
         self.parts.last().map_or(0, |(rows, _)| rows.end)
     }
 
+    /// Format and number of rows of each part, where all have blocks.
+    fn block_formats(&self) -> Option<Vec<(BlockFormat, usize)>> {
+        let part = |(rows, matrix): &(Range<usize>, Matrix)| {
+            matrix.block_format().map(|format| (format, rows.len()))
+        };
+        self.parts.iter().map(part).collect()
+    }
+
+    fn read_bytes(&self, row: usize, out: &mut [u8]) {
+        let holds = |(rows, _): &&(Range<usize>, Matrix)| rows.contains(&row);
+        let (rows, matrix) = self.parts.iter().find(holds).expect("a row of the stack");
+        matrix.read_bytes(row - rows.start, out);
+    }
+
     /// `rows` may begin in one part and end in another.
-    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+    fn read(&self, rows: Range<usize>, out: &mut [f32]) {
         let width = out.len() / rows.len().max(1);
         for (part, matrix) in &self.parts {
             let start = rows.start.max(part.start);
             let end = rows.end.min(part.end);
             if start < end {
                 let values = (start - rows.start) * width..(end - rows.start) * width;
-                matrix.read(start - part.start..end - part.start, &mut out[values])?;
+                matrix.read(start - part.start..end - part.start, &mut out[values]);
             }
         }
-        Ok(())
     }
 }
 

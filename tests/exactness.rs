@@ -8,26 +8,41 @@ use strand_engine::model_runner::ModelRunner;
 use strand_engine::sequence::RequestId;
 use strand_engine::{Engine, EngineConfig, Event, Request, TokenLogprobs};
 use strand_kernels::{KvDtype, WeightDtype};
-use strand_models::{ModelFiles, ModelSource};
+use strand_models::{ModelFiles, ModelSource, Recipe};
 
 use crate::random::Random;
 
 const VOCAB: usize = 96;
 
-/// Small, but with everything that could depend on a schedule: grouped heads, a sliding window
-/// shorter than the prompts, norms on q and k where the architecture has them.
-fn config(architecture: &str) -> String {
-    config_of_length(architecture, 1024)
+/// An architecture, and how its weights are quantized where `:` and a recipe follow.
+const MODELS: [&str; 4] = [
+    "Qwen3ForCausalLM",
+    "MistralForCausalLM",
+    "Qwen3ForCausalLM:q8_0",
+    "Qwen3ForCausalLM:q4_k_m",
+];
+
+fn source(model: &str, length: usize) -> ModelSource {
+    let (architecture, recipe) = model.split_once(':').unwrap_or((model, ""));
+    let recipe = Recipe::parse(recipe);
+    ModelSource::Random { config_json: config(architecture, recipe, length), seed: 1, recipe }
 }
 
-fn config_of_length(architecture: &str, length: usize) -> String {
+/// Small, but with everything that could depend on a schedule: grouped heads, a sliding window
+/// shorter than the prompts, norms on q and k where the architecture has them.
+fn config(architecture: &str, recipe: Option<Recipe>, length: usize) -> String {
+    let (hidden, inner) = match recipe {
+        None => (48, 80),
+        Some(Recipe::Q4KM) => (256, 256), // whole blocks
+        Some(_) => (64, 96),
+    };
     let (model_type, window) = match architecture {
         "MistralForCausalLM" => ("mistral", "40"),
         _ => ("qwen3", "null"),
     };
     format!(
         r#"{{"architectures": ["{architecture}"], "model_type": "{model_type}",
-        "vocab_size": {VOCAB}, "hidden_size": 48, "intermediate_size": 80,
+        "vocab_size": {VOCAB}, "hidden_size": {hidden}, "intermediate_size": {inner},
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
         "max_position_embeddings": {length}, "tie_word_embeddings": false,
@@ -35,9 +50,8 @@ fn config_of_length(architecture: &str, length: usize) -> String {
     )
 }
 
-fn engine(architecture: &str, config_: &EngineConfig) -> Engine<ModelRunner> {
-    let source = ModelSource::Random { config_json: config(architecture), seed: 1 };
-    let files = ModelFiles::open(&source).expect("the config is sound");
+fn engine(model: &str, config_: &EngineConfig) -> Engine<ModelRunner> {
+    let files = ModelFiles::open(&source(model, 1024)).expect("the config is sound");
     strand_engine::load(files, config_, None, &mut |_, _| {}).expect("it fits").engine
 }
 
@@ -88,8 +102,8 @@ fn collect(events: Vec<(RequestId, Event)>, answers: &mut HashMap<RequestId, Ans
     }
 }
 
-fn alone(architecture: &str, config: &EngineConfig, request: &Request) -> Answer {
-    let mut engine = engine(architecture, config);
+fn alone(model: &str, config: &EngineConfig, request: &Request) -> Answer {
+    let mut engine = engine(model, config);
     let id = engine.submit(request).expect("it fits");
     drain(&mut engine).remove(&id).expect("it answers")
 }
@@ -106,7 +120,7 @@ fn random_config(random: &mut Random) -> EngineConfig {
 
 #[test]
 fn logits_are_the_same_bits_alone_and_in_any_schedule() {
-    for architecture in ["Qwen3ForCausalLM", "MistralForCausalLM"] {
+    for architecture in MODELS {
         for seed in 0..8 {
             let mut random = Random::new(seed);
             let prefix = random.tokens(70, VOCAB);
@@ -242,9 +256,7 @@ fn the_same_prompt_again_computes_one_block_or_what_is_new() {
     let mut random = Random::new(7);
     let prompt = random.tokens(2003, VOCAB);
     let config = EngineConfig { max_model_len: Some(2048), ..base() };
-    let long = config_of_length("Qwen3ForCausalLM", 2048);
-    let source = ModelSource::Random { config_json: long, seed: 1 };
-    let files = ModelFiles::open(&source).expect("the config is sound");
+    let files = ModelFiles::open(&source("Qwen3ForCausalLM", 2048)).expect("the config is sound");
     let mut engine =
         strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits").engine;
     let mut encoded = |tokens: usize| {

@@ -20,6 +20,7 @@ mod http;
 mod memory;
 mod parity;
 mod processes;
+mod quantized;
 mod query_shift;
 mod random;
 mod server_chat;

@@ -23,7 +23,7 @@ use strand_engine::store::Store;
 use strand_engine::{
     EngineConfig, EngineHandle, Error, Event, EventStream, Exactness, Request, Reuse,
 };
-use strand_models::{ModelSource, PRESETS};
+use strand_models::{ModelSource, PRESETS, Recipe};
 
 use crate::args::{BenchModelArgs, CommonArgs};
 use crate::load;
@@ -146,12 +146,16 @@ fn source(args: &BenchModelArgs) -> Result<ModelSource> {
 }
 
 fn random_weights(name: &str, seed: u64) -> Result<ModelSource> {
-    let config_json = match PRESETS.iter().find(|preset| preset.0 == name) {
-        Some((_, text)) => (*text).to_owned(),
-        None => fs::read_to_string(name)
-            .with_context(|| format!("{name} is no preset, and no config.json to read"))?,
+    let (shape, recipe) = match name.rsplit_once(':') {
+        Some((shape, recipe)) if Recipe::parse(recipe).is_some() => (shape, Recipe::parse(recipe)),
+        _ => (name, None),
     };
-    Ok(ModelSource::Random { config_json, seed })
+    let config_json = match PRESETS.iter().find(|preset| preset.0 == shape) {
+        Some((_, text)) => (*text).to_owned(),
+        None => fs::read_to_string(shape)
+            .with_context(|| format!("{shape} is no preset, and no config.json to read"))?,
+    };
+    Ok(ModelSource::Random { config_json, seed, recipe })
 }
 
 /// Adds the fields of one object behind those of another.

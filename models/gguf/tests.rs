@@ -19,7 +19,7 @@ fn temporary(name: &str) -> PathBuf {
 
 fn read(tensors: &GgufTensors, name: &str, shape: &[usize]) -> Vec<f32> {
     let mut values = vec![f32::NAN; shape.iter().product()];
-    tensors.find(name, shape).unwrap().read(0..shape[0], &mut values).unwrap();
+    tensors.find(name, shape).unwrap().read(0..shape[0], &mut values);
     values
 }
 
@@ -90,7 +90,7 @@ fn rows_of_q_and_k_come_back_in_halves() {
     let expected: Vec<f32> = (0..rows).flat_map(|row| vec![row as f32; columns]).collect();
     assert_eq!(values, expected);
     let mut two = vec![0.0; 2 * columns];
-    tensors.find(name, &[rows, columns]).unwrap().read(7..9, &mut two).unwrap();
+    tensors.find(name, &[rows, columns]).unwrap().read(7..9, &mut two);
     assert_eq!(two, expected[7 * columns..9 * columns]);
     std::fs::remove_file(path).unwrap();
 }
@@ -145,11 +145,11 @@ fn quantized_rows_equal_the_dequantized_tensor() {
         let matrix = tensors.find(name, &[70, 512]).unwrap();
         let mut found = vec![f32::NAN; whole.len()];
         for (strip, out) in found.chunks_mut(32 * 512).enumerate() {
-            matrix.read(strip * 32..strip * 32 + out.len() / 512, out).unwrap();
+            matrix.read(strip * 32..strip * 32 + out.len() / 512, out);
         }
         assert_eq!(found, whole);
         let weights = Weights::from_gguf(tensors);
-        assert_eq!(weights.stored_dtype(name), Some(WeightDtype::F16));
+        assert_eq!(weights.stored_dtype(name), Some(WeightDtype::Quantized));
         assert_eq!(weights.unused(), ["blk.0.ffn_down.weight"]);
         std::fs::remove_file(path).unwrap();
     }
