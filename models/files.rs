@@ -14,8 +14,8 @@ use crate::gguf::GgufFile;
 use crate::gguf_tokenizer::{chat_template_from_metadata, tokenizer_from_metadata};
 use crate::hub::Hub;
 use crate::keys::Keys;
-use crate::tokenizer::Tokenizer;
 use crate::random::Recipe;
+use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 
 /// Shapes of well-known models, for random weights: (name, config.json).

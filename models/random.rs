@@ -74,8 +74,6 @@ impl RandomTensors {
         RandomTensors { seed, recipe, layers: config.num_hidden_layers, shapes }
     }
 
-
-
     /// What tells its numbers from those of other seeds and recipes.
     pub(crate) fn seed(&self) -> u64 {
         self.recipe.map_or(self.seed, |recipe| hash_name(self.seed, recipe.as_str()))

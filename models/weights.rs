@@ -101,12 +101,10 @@ impl Weights {
         let stack = self.stack(parts, in_features)?;
         let blocks = stack.block_formats().filter(|_| dtype == WeightDtype::Quantized);
         let packed = match blocks {
-            Some(parts) => {
-                PackedWeight::pack_blocks(&parts, in_features, threads, |row, bytes| {
-                    stack.read_bytes(row, bytes);
-                    Ok::<_, Infallible>(())
-                })
-            }
+            Some(parts) => PackedWeight::pack_blocks(&parts, in_features, threads, |row, bytes| {
+                stack.read_bytes(row, bytes);
+                Ok::<_, Infallible>(())
+            }),
             None => {
                 let rows = stack.rows();
                 PackedWeight::pack(rows, in_features, dtype, threads, |rows, out| {

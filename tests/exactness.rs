@@ -15,12 +15,8 @@ use crate::random::Random;
 const VOCAB: usize = 96;
 
 /// An architecture, and how its weights are quantized where `:` and a recipe follow.
-const MODELS: [&str; 4] = [
-    "Qwen3ForCausalLM",
-    "MistralForCausalLM",
-    "Qwen3ForCausalLM:q8_0",
-    "Qwen3ForCausalLM:q4_k_m",
-];
+const MODELS: [&str; 4] =
+    ["Qwen3ForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM:q8_0", "Qwen3ForCausalLM:q4_k_m"];
 
 fn source(model: &str, length: usize) -> ModelSource {
     let (architecture, recipe) = model.split_once(':').unwrap_or((model, ""));

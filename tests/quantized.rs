@@ -78,11 +78,8 @@ fn every_recipe_is_near_the_weights_it_stands_for() {
         "hidden_act": "silu", "torch_dtype": "bfloat16"}"#;
     let prompts = prompts(500, 60);
     for recipe in Recipe::ALL {
-        let source = ModelSource::Random {
-            config_json: config.to_owned(),
-            seed: 3,
-            recipe: Some(recipe),
-        };
+        let source =
+            ModelSource::Random { config_json: config.to_owned(), seed: 3, recipe: Some(recipe) };
         let exact = next_tokens(&source, Some(WeightDtype::F32), &prompts);
         let found = next_tokens(&source, None, &prompts);
         let (divergence, same) = deviation(&exact, &found);

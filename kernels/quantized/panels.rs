@@ -130,8 +130,7 @@ impl Panels {
         let each = |len: usize| len / tiles;
         let codes = each(self.codes.len());
         let scales = each(self.scales.len());
-        let (factors, offset_factors) =
-            (each(self.factors.len()), each(self.offset_factors.len()));
+        let (factors, offset_factors) = (each(self.factors.len()), each(self.offset_factors.len()));
         let mut offsets = self.offsets.chunks_mut(scales);
         let mut factors = self.factors.chunks_mut(factors.max(1));
         let mut offset_factors = self.offset_factors.chunks_mut(offset_factors.max(1));

@@ -115,7 +115,8 @@ impl Kernel for Quantize<'_> {
                 let at = group * count + r;
                 self.scales[at] = scale;
                 let (first, second) = bytes.split_at(GROUP / 2);
-                self.sums[at] = [first, second].map(|half| half.iter().map(|&n| i32::from(n)).sum());
+                self.sums[at] =
+                    [first, second].map(|half| half.iter().map(|&n| i32::from(n)).sum());
                 for (quad, four) in bytes.as_chunks::<4>().0.iter().enumerate() {
                     let four = four.map(i8::cast_unsigned);
                     self.quads[(group * QUADS + quad) * count + r] = i32::from_le_bytes(four);
@@ -182,8 +183,7 @@ impl Job<'_> {
         threads.run(row_parts * tile_parts, |part| {
             let (row_part, tile_part) = (part / tile_parts, part % tile_parts);
             let rows = row_part * chunk..rows.min((row_part + 1) * chunk);
-            let tiles =
-                tile_part * tiles / tile_parts..(tile_part + 1) * tiles / tile_parts;
+            let tiles = tile_part * tiles / tile_parts..(tile_part + 1) * tiles / tile_parts;
             threads.isa().run_int(Part { job: self, rows, tiles });
         });
     }
@@ -412,4 +412,3 @@ fn element(groups: &[([i8; GROUP], f32)], panels: &Panels, row: usize) -> f32 {
     }
     acc
 }
-

@@ -18,9 +18,7 @@ impl Vnni {
 
     #[inline]
     pub(crate) fn run<K: IntKernel>(self, kernel: K) {
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
-        )]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
         fn compiled<K: IntKernel>(simd: Vnni, kernel: K) {
             kernel.run(simd);
         }

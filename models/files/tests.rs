@@ -63,7 +63,8 @@ fn the_bundled_model_is_complete_and_speaks() {
 #[test]
 fn random_weights_need_only_a_config() {
     let config_json = PRESETS[0].1.to_string();
-    let files = ModelFiles::open(&ModelSource::Random { config_json, seed: 1, recipe: None }).unwrap();
+    let files =
+        ModelFiles::open(&ModelSource::Random { config_json, seed: 1, recipe: None }).unwrap();
     assert_eq!(files.weights.vector("model.norm.weight", 1024).unwrap(), [1.0; 1024]);
     assert_eq!(files.generation.stop_token_ids, [151645]);
 }
