@@ -1,7 +1,8 @@
 //! x W^T for weights in [`Panels`]: integer products inside a group, f32 between groups.
 //!
-//! Rows become integers of 8 bits first: a group of 32 inputs is `scale * n`, scale = largest / 127,
-//! n to nearest even. An output element is then, for groups ascending (for Q6K: halves of groups),
+//! Rows become integers of 8 bits first: a group of 32 inputs is `scale * n`, where scale is its
+//! largest number / 127, n to nearest even. An output element is then, for groups ascending (for
+//! Q6K: halves of groups),
 //!
 //! ```text
 //! acc = ((sum of (code - center) * n) as f32 * weight_scale).mul_add(x_scale, acc)
