@@ -39,7 +39,7 @@ fn main() {
         rows.push(attention(&threads, queries, keys));
     }
     for is_scattered in [false, true] {
-        rows.extend(moves(is_scattered));
+        rows.extend(moves(&threads, is_scattered));
     }
     println!("{}", json!({"bench": "kernels", "threads": threads.count(), "rows": rows}));
 }
@@ -109,7 +109,7 @@ fn attention(threads: &Threads, queries: usize, keys: usize) -> serde_json::Valu
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
     };
-    let cache = KvCache::new(shape, strand_kernels::KvDtype::Bf16).expect("it fits");
+    let cache = KvCache::new(shape, strand_kernels::KvDtype::Bf16, threads).expect("it fits");
     let entries = (0..blocks as u32).map(|block| TableEntry {
         row: block * BLOCK as u32,
         first: block * BLOCK as u32,
@@ -148,7 +148,7 @@ fn attention(threads: &Threads, queries: usize, keys: usize) -> serde_json::Valu
 
 /// 1024 tokens of 28 layers' KV, off the device and back: in one run of slots, or every block
 /// elsewhere. Gathered rows get new memory each time, as a tier's do: its pages are in the time.
-fn moves(is_scattered: bool) -> [serde_json::Value; 2] {
+fn moves(threads: &Threads, is_scattered: bool) -> [serde_json::Value; 2] {
     const TOKENS: usize = 1024;
     let shape = KvCacheShape {
         layers: 28,
@@ -157,7 +157,7 @@ fn moves(is_scattered: bool) -> [serde_json::Value; 2] {
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
     };
-    let mut cache = KvCache::new(shape, strand_kernels::KvDtype::Bf16).expect("it fits");
+    let mut cache = KvCache::new(shape, strand_kernels::KvDtype::Bf16, threads).expect("it fits");
     let place = |token: usize| match is_scattered {
         true => 2 * (token / BLOCK) * BLOCK + token % BLOCK,
         false => token,
@@ -165,7 +165,7 @@ fn moves(is_scattered: bool) -> [serde_json::Value; 2] {
     let slots: Vec<u32> = (0..TOKENS).map(|token| place(token) as u32).collect();
     let frames = cache.gather(&slots).expect("they are in the cache");
     cache.scatter(&slots, &frames, 0).expect("it is the same cache");
-    let bytes = frames.iter().map(Vec::len).sum::<usize>() as f64;
+    let bytes = frames.len() as f64;
     let gather = median(|| drop(cache.gather(&slots).expect("they are in the cache")));
     let scatter = median(|| cache.scatter(&slots, &frames, 0).expect("it is the same cache"));
     let runs = if is_scattered { "blocks apart" } else { "one run" };

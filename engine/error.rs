@@ -103,6 +103,8 @@ pub enum Error {
     Tensor(Arc<candle_core::Error>),
     #[error(transparent)]
     Store(Arc<crate::store::StoreError>),
+    #[error("the code that reads and writes files has failed at this, and says where; try again")]
+    FilesFailed,
     #[error("the engine has stopped")]
     Stopped,
 }

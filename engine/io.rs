@@ -4,6 +4,7 @@
 //! nobody who waits to read waits for a write.
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -120,6 +121,21 @@ pub(crate) struct IoThreads {
     budget: WriteBudget,
 }
 
+/// What a job comes to. One at which the code itself fails has failed too, and those who wait for
+/// it hear of it; the panic has said where.
+fn answered(job: IoJob, carry_out: impl FnOnce(IoJob) -> IoDone) -> IoDone {
+    // whatever the panic leaves is the store's, which is as safe from it as from a power cut
+    let done = catch_unwind(AssertUnwindSafe(|| carry_out(job.clone())));
+    done.unwrap_or_else(|_| match job {
+        IoJob::Load { segment } => IoDone::Loaded { segment, data: None, seconds: 0.0 },
+        IoJob::Save { ticket, segment, .. } => {
+            let result = Err(Error::FilesFailed);
+            IoDone::Saved { ticket, segment, result, removed: Vec::new() }
+        }
+        IoJob::Erase { ticket, .. } => IoDone::Erased { ticket, result: Err(Error::FilesFailed) },
+    })
+}
+
 /// Bytes left of the current minute's.
 struct WriteBudget {
     since: Instant,
@@ -145,7 +161,9 @@ impl IoThreads {
         let mut start = |name: &str, worker: IoWorker| {
             let (sender, jobs): (Sender<IoJob>, Receiver<IoJob>) = channel();
             let deliver = deliver.clone();
-            let work = move || jobs.iter().for_each(|job| deliver(worker.carry_out(job)));
+            let work = move || {
+                jobs.iter().for_each(|job| deliver(answered(job, |job| worker.carry_out(job))));
+            };
             let thread = std::thread::Builder::new().name(name.into()).spawn(work);
             threads.push(thread.expect("the system can start a thread"));
             Some(sender)
@@ -182,5 +200,41 @@ impl Drop for IoThreads {
         self.writes = None;
         // A panic has said so itself.
         self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ChunkId;
+    use crate::cache::KvIdentity;
+    use crate::store::Codec;
+    use crate::tiering::Ticket;
+
+    #[test]
+    fn who_waits_for_a_job_at_which_the_code_fails_hears_of_it() {
+        let identity = Arc::new(KvIdentity::default());
+        let segment = Arc::new(KvSegment {
+            kv: identity.root(KvVariant::Lossless).kv_id(&[1], &[]),
+            chunk: ChunkId::of(b"a"),
+            variant: KvVariant::Lossless,
+            identity,
+            tokens: [1].into(),
+            seen: [].into(),
+            first_position: 0,
+            hashes: [].into(),
+        });
+        let panics = |job| answered(job, |_| panic!("as a fault in the code does"));
+        let loaded = panics(IoJob::Load { segment: segment.clone() });
+        assert!(matches!(loaded, IoDone::Loaded { data: None, .. }), "{loaded:?}");
+        let (ticket, data) = (Ticket(7), Arc::new(SegmentKv::of_frames(&[vec![0; 4]])));
+        let job = IoJob::Save { ticket: Some(ticket), segment, data, codec: Codec::Raw };
+        let saved = panics(job);
+        let IoDone::Saved { ticket: Some(Ticket(7)), result: Err(error), .. } = saved else {
+            panic!("{saved:?}")
+        };
+        assert!(matches!(error, Error::FilesFailed), "{error}");
+        let erased = panics(IoJob::Erase { ticket, chunk: ChunkId::of(b"a") });
+        assert!(matches!(erased, IoDone::Erased { ticket: Ticket(7), result: Err(_) }));
     }
 }

@@ -57,7 +57,7 @@ pub fn load(
         kv_heads: model.num_key_value_heads,
         head_dim: model.head_dim,
     };
-    let kv_cache = KvCache::new(shape, plan.kv_dtype)?;
+    let kv_cache = KvCache::new(shape, plan.kv_dtype, &threads)?;
     let eos = files.generation.stop_token_ids.clone();
     let (tiers, io_files) = tiers(&files, &plan, store, decoder.rotary())?;
     let runner = ModelRunner::new(decoder, kv_cache);

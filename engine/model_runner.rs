@@ -58,11 +58,11 @@ impl Runner for ModelRunner {
     }
 
     fn gather(&mut self, slots: &[u32]) -> Result<SegmentKv, Error> {
-        Ok(SegmentKv { frames: self.kv_cache.gather(slots)? })
+        Ok(SegmentKv::new(self.kv_cache.gather(slots)?, self.kv_cache.num_frames()))
     }
 
     fn scatter(&mut self, kv: &SegmentKv, first_row: usize, slots: &[u32]) -> Result<(), Error> {
-        Ok(self.kv_cache.scatter(slots, &kv.frames, first_row)?)
+        Ok(self.kv_cache.scatter(slots, kv.bytes(), first_row)?)
     }
 }
 

@@ -226,7 +226,7 @@ mod tests {
             first_position: 0,
             hashes: [].into(),
         });
-        tiering.put(segment.kv, SegmentKv { frames: vec![vec![0; 4]] });
+        tiering.put(segment.kv, SegmentKv::of_frames(&[vec![0; 4]]));
         segment
     }
 
@@ -259,7 +259,7 @@ mod tests {
         for codec in [Codec::Planes, Codec::Int8] {
             let mut tiering = Tiering::new(Some(codec));
             let lossy = Arc::new(put(&mut tiering).approximated());
-            tiering.put(lossy.kv, SegmentKv { frames: vec![vec![0; 4]] });
+            tiering.put(lossy.kv, SegmentKv::of_frames(&[vec![0; 4]]));
             tiering.demote(&lossy, false);
             assert!(tiering.take_jobs().is_empty() && tiering.get(lossy.kv).is_none());
         }

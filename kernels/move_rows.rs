@@ -11,25 +11,28 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor};
 use half::{bf16, f16};
 
 /// cache (blocks, block_size, kv_heads, d) f32, f16 or bf16 -> the rows at `slots`, one after
-/// another; a slot is block * block_size + offset.
+/// another, in `out`; a slot is block * block_size + offset.
 ///
 /// # Errors
-/// If a slot lies outside the cache, or if the cache is of another type or not contiguous.
-pub fn gather_rows(cache: &Tensor, slots: &[u32]) -> candle_core::Result<Vec<u8>> {
+/// If a slot lies outside the cache, if `out` is not as long as the rows, or if the cache is of
+/// another type or not contiguous.
+pub fn gather_rows(cache: &Tensor, slots: &[u32], out: &mut [u8]) -> candle_core::Result<()> {
     const OP: &str = "gather_rows";
     let (storage, layout) = cache.storage_and_layout();
     let shape = CacheShape::of(OP, "cache", layout)?;
     check_slots(OP, slots, shape)?;
+    check_rows(OP, slots, out, shape.width() * cache.dtype().size_in_bytes())?;
     let Storage::Cpu(storage) = &*storage else {
         candle_core::bail!("{OP}: the cache must be in the processor's memory");
     };
     let start = layout.start_offset();
     match storage {
-        CpuStorage::F32(cache) => Ok(gather(&cache[start..], slots, shape)),
-        CpuStorage::F16(cache) => Ok(gather(&cache[start..], slots, shape)),
-        CpuStorage::BF16(cache) => Ok(gather(&cache[start..], slots, shape)),
-        other => Err(not_kv(OP, other.dtype()).into()),
+        CpuStorage::F32(cache) => gather(&cache[start..], slots, shape, out),
+        CpuStorage::F16(cache) => gather(&cache[start..], slots, shape, out),
+        CpuStorage::BF16(cache) => gather(&cache[start..], slots, shape, out),
+        other => return Err(not_kv(OP, other.dtype()).into()),
     }
+    Ok(())
 }
 
 /// cache (blocks, block_size, kv_heads, d): row i of `rows` goes to `slots[i]`. Two rows for one
@@ -71,12 +74,7 @@ impl ScatterRows<'_> {
         }
         let shape = CacheShape::of(OP, "cache", layout)?;
         check_slots(OP, self.slots, shape)?;
-        let row_bytes = shape.width() * dtype.size_in_bytes();
-        let expected = self.slots.len() * row_bytes;
-        if self.rows.len() != expected {
-            let expected = format!("{expected}: {} rows of {row_bytes}", self.slots.len());
-            return Err(Error::value(OP, "the rows' length in bytes", self.rows.len(), expected));
-        }
+        check_rows(OP, self.slots, self.rows, shape.width() * dtype.size_in_bytes())?;
         Ok(shape)
     }
 
@@ -93,8 +91,12 @@ impl ScatterRows<'_> {
     }
 }
 
-fn gather<const N: usize, E: Bits<N>>(cache: &[E], slots: &[u32], shape: CacheShape) -> Vec<u8> {
-    let mut out = vec![0u8; slots.len() * shape.width() * N];
+fn gather<const N: usize, E: Bits<N>>(
+    cache: &[E],
+    slots: &[u32],
+    shape: CacheShape,
+    out: &mut [u8],
+) {
     let mut rows = out.as_chunks_mut::<N>().0;
     for run in runs(slots) {
         let (values, rest) = rows.split_at_mut(run.len() * shape.width());
@@ -104,7 +106,6 @@ fn gather<const N: usize, E: Bits<N>>(cache: &[E], slots: &[u32], shape: CacheSh
         }
         rows = rest;
     }
-    out
 }
 
 /// Slots cut where one does not follow the one before.
@@ -118,6 +119,15 @@ fn check_slots(op: &'static str, slots: &[u32], shape: CacheShape) -> Result<(),
         Some(slot) => Err(Error::value(op, "a slot", *slot, format!("below the cache's {limit}"))),
         None => Ok(()),
     }
+}
+
+fn check_rows(op: &'static str, slots: &[u32], rows: &[u8], row_bytes: usize) -> Result<(), Error> {
+    let expected = slots.len() * row_bytes;
+    if rows.len() == expected {
+        return Ok(());
+    }
+    let expected = format!("{expected}: {} rows of {row_bytes}", slots.len());
+    Err(Error::value(op, "the rows' length in bytes", rows.len(), expected))
 }
 
 /// A number as its bytes, little endian.
@@ -165,6 +175,11 @@ mod tests {
         Tensor::zeros(DIMS, dtype, &Device::Cpu).unwrap()
     }
 
+    fn gathered(cache: &Tensor, slots: &[u32]) -> candle_core::Result<Vec<u8>> {
+        let mut out = vec![7; slots.len() * 6 * cache.dtype().size_in_bytes()];
+        gather_rows(cache, slots, &mut out).map(|()| out)
+    }
+
     #[test]
     fn rows_come_back_bit_for_bit_and_lie_where_they_were_put() {
         let mut random = Random::new(51);
@@ -173,9 +188,9 @@ mod tests {
             let (cache, size) = (zeros(dtype), dtype.size_in_bytes());
             let rows = random_rows(&mut random, slots.len(), size);
             cache.inplace_op1(&ScatterRows { slots: &slots, rows: &rows }).unwrap();
-            assert!(gather_rows(&cache, &slots).unwrap() == rows, "{dtype:?}");
+            assert!(gathered(&cache, &slots).unwrap() == rows, "{dtype:?}");
             for slot in 0..20 {
-                let found = gather_rows(&cache, &[slot]).unwrap();
+                let found = gathered(&cache, &[slot]).unwrap();
                 match slots.iter().position(|&s| s == slot) {
                     Some(i) => assert_eq!(found, rows[i * 6 * size..(i + 1) * 6 * size]),
                     None => assert_eq!(found, vec![0; 6 * size]),
@@ -193,13 +208,13 @@ mod tests {
             cache.get(1).unwrap().get(2).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(found, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let narrow = cache.narrow(0, 1, 2).unwrap();
-        assert_eq!(gather_rows(&narrow, &[2]).unwrap(), rows);
+        assert_eq!(gathered(&narrow, &[2]).unwrap(), rows);
     }
 
     #[test]
     fn no_slots_are_no_rows() {
         let cache = zeros(DType::BF16);
-        assert_eq!(gather_rows(&cache, &[]).unwrap(), Vec::<u8>::new());
+        assert_eq!(gathered(&cache, &[]).unwrap(), Vec::<u8>::new());
         cache.inplace_op1(&ScatterRows { slots: &[], rows: &[] }).unwrap();
     }
 
@@ -214,9 +229,11 @@ mod tests {
         let found = refusal(&cache, &[0, 1], &ones[1..]);
         assert!(found.contains("length in bytes is 23, must be 24: 2 rows of 12"), "{found}");
         assert!(refusal(&zeros(DType::F64), &[0], &[0; 48]).contains("f32, f16 or bf16, got F64"));
-        assert_eq!(gather_rows(&cache, &[0, 1]).unwrap(), [0; 24]);
-        let refusal = |cache: &Tensor| gather_rows(cache, &[0, 20]).unwrap_err().to_string();
+        assert_eq!(gathered(&cache, &[0, 1]).unwrap(), [0; 24]);
+        let refusal = |cache: &Tensor| gathered(cache, &[0, 20]).unwrap_err().to_string();
         assert!(refusal(&cache).contains("a slot is 20, must be below the cache's 20"));
         assert!(refusal(&cache.transpose(1, 2).unwrap()).contains("contiguous"));
+        let short = gather_rows(&cache, &[0, 1], &mut [0; 23]).unwrap_err().to_string();
+        assert!(short.contains("length in bytes is 23, must be 24: 2 rows of 12"), "{short}");
     }
 }

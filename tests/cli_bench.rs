@@ -214,6 +214,9 @@ fn every_policy_encodes_what_its_scene_says_and_no_more() {
     assert_eq!(computed("order reversed"), [128, 8, 40, 128]);
     for hit in rows(&line, "disk_hits", &[]) {
         assert!(count(hit, "file_bytes") > 0 && hit["bound_seconds"].is_f64(), "{hit}");
+        let blends = hit["policy"] == "blend";
+        let resident = if blends { "order reversed" } else { "all on the device" };
+        assert_eq!(hit["resident_scene"], resident, "what computes as much as a disk hit");
         let rows = count(hit, "raw_bytes");
         assert_eq!(rows, 120 * 2 * 5 * 2 * 64 * 2, "5 layers of 2 heads of 64 numbers");
     }

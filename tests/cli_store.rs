@@ -51,8 +51,8 @@ fn segment() -> (KvRecord, SegmentKv) {
         tokens: vec![1, 2, 3],
         shape,
     };
-    let frames = (0..4).map(|_| (0..48).map(|_| random.next() as u8).collect());
-    (record, SegmentKv { frames: frames.collect() })
+    let frame = |_| (0..48).map(|_| random.next() as u8).collect();
+    (record, SegmentKv::of_frames(&(0..4).map(frame).collect::<Vec<_>>()))
 }
 
 fn chunks(folder: &Path, arguments: &[&str]) -> Run {

@@ -326,7 +326,7 @@ fn nothing_is_written_unasked_of_a_chunk_that_is_not_kept() {
         hashes: [].into(),
     });
     let frame = vec![0; worker.shape.frame_bytes(segment.tokens.len()).expect("a small one")];
-    let data = Arc::new(SegmentKv { frames: vec![frame; 2 * worker.shape.layers] });
+    let data = Arc::new(SegmentKv::of_frames(&vec![frame; 2 * worker.shape.layers]));
     let demote = || {
         let (segment, data) = (segment.clone(), data.clone());
         worker.carry_out(IoJob::Save { ticket: None, segment, data, codec: Codec::Planes });

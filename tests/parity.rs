@@ -70,7 +70,7 @@ fn logits(
         kv_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
     };
-    let mut kv_cache = KvCache::new(shape, kv_dtype).expect("it fits");
+    let mut kv_cache = KvCache::new(shape, kv_dtype, &Threads::new(1)).expect("it fits");
     let rows: Vec<u32> = (0..prompt.len() as u32).collect();
     let view: Vec<PageEntry> = (0..shape.num_blocks)
         .map(|block| PageEntry {

@@ -96,11 +96,11 @@ impl Runner for FakeRunner {
             frame.extend(row.digest.to_le_bytes());
             frame.extend(row.position.to_le_bytes());
         }
-        Ok(SegmentKv { frames: vec![frame] })
+        Ok(SegmentKv::of_frames(&[frame]))
     }
 
     fn scatter(&mut self, kv: &SegmentKv, first_row: usize, slots: &[u32]) -> Result<(), Error> {
-        let rows = kv.frames[0].chunks_exact(ROW_BYTES).skip(first_row);
+        let rows = kv.bytes().chunks_exact(ROW_BYTES).skip(first_row);
         for (row, &slot) in rows.zip(slots) {
             let (digest, position) = row.split_at(8);
             let digest = u64::from_le_bytes(digest.try_into().expect("eight bytes"));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::batch::BlockMove;
-use crate::cache::{BlockId, BlockManager, KvSegment, Owner, Tiers};
+use crate::cache::{BlockId, BlockManager, KvId, KvSegment, Owner, Tiers};
 use crate::request::Reuse;
 use crate::scheduler::SchedulerLimits;
 use crate::sequence::Sequence;
@@ -163,15 +163,24 @@ impl<'a> Admission<'a> {
         for (&block, id) in onboarding.blocks.iter().zip(new) {
             let tokens = sequence.layout.tokens(block);
             let start = sequence.layout.tokens_of(sequence.layout.segment(block)).start;
-            self.moves.push(BlockMove::Onboard {
-                kv: segment.kv,
-                first_row: tokens.start - start,
-                slots: slots(&[id], tokens.len(), self.limits.block_size),
-            });
+            let rows = slots(&[id], tokens.len(), self.limits.block_size);
+            self.onboard_rows(segment.kv, tokens.start - start, rows);
             sequence.table[block] = Some(id);
             let owner = Owner { chunk: Some(segment.chunk), segment: Some(segment.clone()) };
             let hash = sequence.hash(block);
             self.blocks.seal(id, hash, &sequence.tokens[tokens], owner);
+        }
+    }
+
+    /// Rows that follow those before them are one move with them: long copies are fast ones.
+    fn onboard_rows(&mut self, kv: KvId, first_row: usize, mut slots: Vec<u32>) {
+        match self.moves.last_mut() {
+            Some(BlockMove::Onboard { kv: of, first_row: first, slots: before })
+                if *of == kv && *first + before.len() == first_row =>
+            {
+                before.append(&mut slots);
+            }
+            _ => self.moves.push(BlockMove::Onboard { kv, first_row, slots }),
         }
     }
 }

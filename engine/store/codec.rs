@@ -60,10 +60,10 @@ pub struct Coding {
     pub threads: usize,
 }
 
-/// Memory that decoding uses again, a thread each.
+/// What decoding uses again, a thread each.
 #[derive(Default)]
 pub(super) struct Scratch {
-    planes: Vec<u8>,
+    planes: planes::Scratch,
 }
 
 /// How one frame is encoded.
@@ -147,29 +147,31 @@ pub(super) fn encode<'a>(
     }
 }
 
-/// The rows of a frame. For int8 keys `rows.rotation` must hold.
+/// Writes the rows of a frame to `out`, which is as long as they are.
 pub(super) fn decode(
     encoding: Encoding,
-    stored: &mut Vec<u8>,
+    stored: &[u8],
     rows: &Rows,
     coding: &Coding,
     scratch: &mut Scratch,
-) -> Result<Vec<u8>, StoreError> {
+    out: &mut [u8],
+) -> Result<(), StoreError> {
     let damage = |text: &str| StoreError::from(Damage::Frame(text.to_owned()));
     match encoding {
-        Encoding::Raw if stored.len() == rows.bytes() => Ok(std::mem::take(stored)),
-        Encoding::Raw => Err(damage("its length is not that of its rows")),
+        Encoding::Raw if stored.len() == out.len() => out.copy_from_slice(stored),
+        Encoding::Raw => return Err(damage("its length is not that of its rows")),
         Encoding::Planes => {
             let size = rows.shape.dtype.size();
-            let decoded = planes::decode(stored, rows.bytes(), size, &mut scratch.planes);
-            decoded.ok_or_else(|| damage("its planes do not decode"))
+            let decoded = planes::decode(stored, size, &mut scratch.planes, out);
+            decoded.ok_or_else(|| damage("its planes do not decode"))?;
         }
         _ if stored.len() != rows.int8_bytes(encoding) => {
-            Err(damage("its length is not that of its rows"))
+            return Err(damage("its length is not that of its rows"));
         }
-        Encoding::Int8K => Ok(int8::decode_keys(stored, rows, rows.rotation(coding)?)),
-        Encoding::Int8V => Ok(int8::decode_values(stored, rows)),
+        Encoding::Int8K => int8::decode_keys(stored, rows, rows.rotation(coding)?, out),
+        Encoding::Int8V => int8::decode_values(stored, rows, out),
     }
+    Ok(())
 }
 
 /// Numbers of a frame as f32.

@@ -1,4 +1,4 @@
-//! A segment's K and V as a file: one pass to write it, one to read and check all of it.
+//! A segment's K and V as a file: one pass to write it, one to read or to check it.
 //!
 //! FORMAT.md draws the bytes. Reading trusts nothing: every length is bounded by the file's before
 //! it is used, and whatever doesn't hold is a [`Damage`].
@@ -85,12 +85,10 @@ impl KvRecord {
                 Err(StoreError::Mismatch { what, found: found as u64, expected: expected as u64 })
             }
         };
-        mismatch("number of frames", kv.frames.len(), 2 * self.shape.layers)?;
+        mismatch("number of frames", kv.num_frames(), 2 * self.shape.layers)?;
         let expected = self.shape.frame_bytes(self.tokens.len()).unwrap_or(usize::MAX);
-        for frame in &kv.frames {
-            mismatch("length of a frame", frame.len(), expected)?;
-        }
-        if expected == 0 || kv.frames.is_empty() {
+        mismatch("length of a frame", kv.frame_bytes(), expected)?;
+        if kv.num_bytes() == 0 {
             let what = "number of bytes of KV";
             return Err(StoreError::Mismatch { what, found: 0, expected: 1 });
         }
@@ -119,10 +117,10 @@ impl<'a> Encoded<'a> {
         record.check(kv)?;
         let record = KvRecord { variant: codec.variant(), ..record.clone() };
         let rows = record.rows();
-        let mut encoded: Vec<(Encoding, Cow<[u8]>)> = Vec::with_capacity(kv.frames.len());
+        let mut encoded: Vec<(Encoding, Cow<[u8]>)> = Vec::with_capacity(kv.num_frames());
         in_order(
             coding.threads,
-            kv.frames.iter().enumerate().map(Ok),
+            kv.frames().enumerate().map(Ok),
             |(): &mut (), (index, raw)| codec::encode(codec, index, raw, &rows, coding),
             |frame| {
                 encoded.push(frame);
@@ -235,7 +233,8 @@ impl From<StoreError> for ReadError {
 /// A file whose header holds.
 pub(super) struct KvReader<R> {
     source: R,
-    digest: Sha256,
+    /// Of all that was read; `None` where the end won't be compared.
+    digest: Option<Sha256>,
     at: u64,
     pub record: KvRecord,
     pub codec: Codec,
@@ -271,8 +270,7 @@ impl<R: Read> KvReader<R> {
         }
         let manifest = Manifest::parse(&bytes)?;
         let (record, codec) = manifest.check(manifest_len as u64, length)?;
-        let mut digest = Sha256::new_with_prefix(header);
-        digest.update(&bytes);
+        let digest = Some(Sha256::new_with_prefix(header).chain_update(&bytes));
         let at = (HEADER + manifest_len) as u64;
         Ok(Self { source, digest, at, record, codec, length, frames: manifest.frames })
     }
@@ -287,76 +285,88 @@ impl<R: Read> KvReader<R> {
         self.frames.iter().map(|frame| frame.raw).sum()
     }
 
-    /// Reads and checks the rest and gives each frame's rows to `each`, in order.
-    pub fn read(
-        self,
-        coding: &Coding,
-        mut each: impl FnMut(Vec<u8>) -> Result<(), ReadError>,
-    ) -> Result<(), ReadError> {
+    /// Reads, checks and decodes the rows. What they are made of is checked, frame by frame, and
+    /// that nothing lies between; the SHA-256 of it all would say the same again, and is left to
+    /// [`KvReader::verify`]. Takes the memory of all rows at once: whether so many can be of use
+    /// is for the caller to know.
+    pub fn read(mut self, coding: &Coding) -> Result<SegmentKv, ReadError> {
+        self.digest = None;
         let rows = self.record.rows();
-        self.read_stored(
-            coding.threads,
-            |scratch: &mut codec::Scratch, frame, stored| {
-                Ok(codec::decode(encoding(&frame), stored, &rows, coding, scratch)?)
-            },
-            &mut each,
-        )
-    }
-
-    /// Checks all of it without keeping anything. Frames are not decoded: what is not known to be
-    /// of this engine's shape may be made to take all memory.
-    pub fn verify(self) -> Result<(), ReadError> {
-        self.read_stored(1, |(): &mut (), _, _| Ok(()), &mut |()| Ok(()))
-    }
-
-    /// Buffers are used again: memory that is new to the process costs more than what is done
-    /// with it. `decode` may keep what is stored by taking it.
-    fn read_stored<S: Default, T: Send>(
-        mut self,
-        threads: usize,
-        decode: impl Fn(&mut S, Frame, &mut Vec<u8>) -> Result<T, ReadError> + Sync,
-        each: &mut impl FnMut(T) -> Result<(), ReadError>,
-    ) -> Result<(), ReadError> {
         let frames = std::mem::take(&mut self.frames);
+        let bytes = vec![0; frames.len() * rows.bytes()];
+        let mut kv = SegmentKv::new(bytes, frames.len());
+        // Buffers are used again: memory that is new costs more than what is done with it.
         let spare: RefCell<Vec<Vec<u8>>> = RefCell::default();
-        let stored = frames.into_iter().map(|frame| {
-            self.skip_to(frame.offset)?;
+        let stored = frames.into_iter().zip(kv.frames_mut()).map(|(frame, out)| {
             let buffer = spare.borrow_mut().pop().unwrap_or_default();
-            let bytes = self.take(frame.stored, buffer)?;
-            Ok((frame, bytes))
+            let stored = self.stored(&frame, buffer)?;
+            Ok((frame, stored, out))
         });
-        let checked = |scratch: &mut S, (frame, mut stored): (Frame, Vec<u8>)| {
-            if xxh3_64(&stored) != frame.xxh3 {
-                return Err(Damage::Frame("a frame's checksum does not match".to_owned()).into());
-            }
-            Ok((decode(scratch, frame, &mut stored)?, stored))
+        let decode = |scratch: &mut codec::Scratch, (frame, stored, out): (Frame, Vec<u8>, _)| {
+            check_frame(&frame, &stored)?;
+            codec::decode(encoding(&frame), &stored, &rows, coding, scratch, out)?;
+            Ok::<_, ReadError>(stored)
         };
-        in_order(threads, stored, checked, |(decoded, buffer)| {
+        in_order(coding.threads, stored, decode, |buffer| {
             spare.borrow_mut().push(buffer);
-            each(decoded)
+            Ok(())
         })?;
         self.skip_to(self.length - TRAILER as u64)?;
+        Ok(kv)
+    }
+
+    /// Checks every byte without keeping any. Frames are not decoded: what is not known to be of
+    /// this engine's shape may be made to take all memory.
+    pub fn verify(mut self) -> Result<(), ReadError> {
+        let mut stored = Vec::new();
+        for frame in std::mem::take(&mut self.frames) {
+            stored = self.stored(&frame, stored)?;
+            check_frame(&frame, &stored)?;
+        }
+        self.skip_to(self.length - TRAILER as u64)?;
+        let digest = self.digest.take().expect("it is kept until the end").finalize();
         let mut trailer = [0; TRAILER];
-        self.source.read_exact(&mut trailer)?;
-        match self.digest.finalize()[..] == trailer {
+        self.fill(&mut trailer)?;
+        match digest[..] == trailer {
             true => Ok(()),
             false => Err(Damage::Checksum.into()),
         }
     }
 
-    /// Reads the padding before `offset`.
-    fn skip_to(&mut self, offset: u64) -> Result<(), ReadError> {
-        self.take(offset - self.at, Vec::new()).map(drop)
+    /// The bytes of the next frame, in a buffer that may hold anything.
+    fn stored(&mut self, frame: &Frame, mut buffer: Vec<u8>) -> Result<Vec<u8>, ReadError> {
+        self.skip_to(frame.offset)?;
+        // the header has been checked against the file's length
+        buffer.resize(frame.stored as usize, 0);
+        self.fill(&mut buffer)?;
+        Ok(buffer)
     }
 
-    /// Reads so many bytes into a buffer; the header has been checked against the file's length.
-    fn take(&mut self, len: u64, mut bytes: Vec<u8>) -> Result<Vec<u8>, ReadError> {
-        bytes.clear();
-        bytes.resize(len as usize, 0);
-        self.source.read_exact(&mut bytes)?;
-        self.digest.update(&bytes);
-        self.at += len;
-        Ok(bytes)
+    /// Reads the zeros before `offset`.
+    fn skip_to(&mut self, offset: u64) -> Result<(), ReadError> {
+        let mut padding = ZEROS;
+        let padding = &mut padding[..(offset - self.at) as usize];
+        self.fill(padding)?;
+        match padding.iter().all(|&byte| byte == 0) {
+            true => Ok(()),
+            false => Err(Damage::Frame("there is something between frames".to_owned()).into()),
+        }
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), ReadError> {
+        self.source.read_exact(bytes)?;
+        self.at += bytes.len() as u64;
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+        }
+        Ok(())
+    }
+}
+
+fn check_frame(frame: &Frame, stored: &[u8]) -> Result<(), Damage> {
+    match xxh3_64(stored) == frame.xxh3 {
+        true => Ok(()),
+        false => Err(Damage::Frame("a frame's checksum does not match".to_owned())),
     }
 }
 

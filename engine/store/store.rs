@@ -177,7 +177,7 @@ impl Store {
         Ok(saved)
     }
 
-    /// Reads a segment's KV and checks every byte of the file.
+    /// Reads a segment's KV and checks all that it is made of; [`Store::verify`] checks more.
     pub fn load(
         &self,
         id: KvId,
@@ -190,16 +190,8 @@ impl Store {
             let reader = open_named(source, length, id)?;
             let record = reader.record.clone();
             check_expected(&record, expected)?;
-            let mut frames = Vec::with_capacity(2 * record.shape.layers);
-            reader.read(coding, |frame| {
-                frames.push(frame);
-                Ok(())
-            })?;
-            Ok(Loaded::Found {
-                record: Box::new(record),
-                kv: SegmentKv { frames },
-                file_bytes: length,
-            })
+            let kv = reader.read(coding)?;
+            Ok(Loaded::Found { record: Box::new(record), kv, file_bytes: length })
         };
         match read() {
             Ok(found) => {

@@ -74,7 +74,7 @@ pub(super) fn segment(seed: u64, dtype: KvDtype, tokens: usize) -> (KvRecord, Se
         shape,
     };
     let frames = (0..2 * shape.layers).map(|_| random.numbers(dtype, tokens * shape.width()));
-    (record, SegmentKv { frames: frames.collect() })
+    (record, SegmentKv::of_frames(&frames.collect::<Vec<_>>()))
 }
 
 /// The text of [`segment`]'s chunk.

@@ -170,7 +170,7 @@ fn an_altered_file_is_put_aside_told_and_absent() {
     let damages: [(&str, Alter); 5] = [
         ("is cut short", |bytes| bytes.truncate(bytes.len() / 2)),
         ("is cut short", |bytes| bytes.clear()),
-        ("is altered", |bytes| *bytes.last_mut().unwrap() ^= 1),
+        ("is altered", |bytes| bytes[4095] ^= 1),
         ("has version 9", |bytes| bytes[8] = 9),
         ("is altered", |bytes| bytes[5000] ^= 4),
     ];
@@ -184,8 +184,7 @@ fn an_altered_file_is_put_aside_told_and_absent() {
             panic!("it should be put aside: {text}")
         };
         let told = quarantined.damage.to_string();
-        let checksum = quarantined.damage == Damage::Checksum;
-        assert!(told.contains(text) || (checksum && text == "is altered"), "{told}: {text}");
+        assert!(told.contains(text), "{told}: {text}");
         assert_eq!(fs::read(&quarantined.path).unwrap(), bytes, "it is moved, not changed");
         assert!(quarantined.path.starts_with(scratch.path().join("quarantine")));
         assert_eq!((load(&store, &record), path.exists()), (Loaded::Absent, false));
@@ -343,7 +342,7 @@ fn a_tenants_quarantine_is_left_by_others() {
     let (record, _) = fill_for(&anna, 1, None);
     let path = path_of(&anna, record.kv_id());
     let mut bytes = fs::read(&path).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
+    bytes[4095] ^= 1;
     fs::write(&path, bytes).unwrap();
     assert!(matches!(load(&anna, &record), Loaded::Quarantined(_)));
     let left = || fs::read_dir(scratch.path().join("quarantine")).unwrap().count();

@@ -61,9 +61,22 @@ impl Scene {
         }
     }
 
-    /// True where it can be played again without encoding the chunks anew.
-    fn is_repeatable(self) -> bool {
-        matches!(self, Self::Device | Self::Host | Self::Disk)
+    /// How often it can be played without encoding the chunks anew.
+    fn times(self, policy: ReusePolicy, args: &ReuseBenchArgs) -> usize {
+        let is_movable = matches!(policy, ReusePolicy::Independent | ReusePolicy::Blend);
+        match self {
+            Self::Device | Self::Host | Self::Disk => args.repeats,
+            // the chunks turned by one more each time: first rows that no time before has left
+            Self::Reversed if is_movable => args.repeats.min(args.num_chunks),
+            _ => 1,
+        }
+    }
+
+    /// Where all is on the device and the same is computed as when all is on the disk: the first
+    /// rows that blend computes again are never on the disk, and are kept on the device until the
+    /// order changes.
+    fn like_a_disk_hit(policy: ReusePolicy) -> Self {
+        if policy == ReusePolicy::Blend { Self::Reversed } else { Self::Device }
     }
 }
 
@@ -103,7 +116,7 @@ pub fn run(args: &ReuseBenchArgs, common: &CommonArgs) -> Result<Outcome> {
             args,
             random: &mut random,
             context: context(policy, &chunks),
-            reversed: context(policy, chunks.iter().rev()),
+            chunks: &chunks,
             saved: Vec::new(),
         };
         player.play(&mut results)?;
@@ -172,7 +185,7 @@ struct Player<'a> {
     args: &'a ReuseBenchArgs,
     random: &'a mut Random,
     context: Context,
-    reversed: Context,
+    chunks: &'a [Chunk],
     /// The chunks' files, once they are written.
     saved: Vec<KvId>,
 }
@@ -187,13 +200,12 @@ impl Player<'_> {
         let mut hit = DiskHit::new(policy);
         for _ in 0..self.args.cold_repeats {
             for row in &mut rows {
-                let repeats = if row.scene.is_repeatable() { self.args.repeats } else { 1 };
-                for _ in 0..repeats {
+                for turn in 0..row.scene.times(policy, self.args) {
                     let answer = match row.scene {
                         Scene::Disk => self.ask_the_disk(&mut hit)?,
                         scene => {
                             self.prepare(scene, &mut results.toggle_seconds)?;
-                            self.ask(scene)?
+                            self.ask(scene, turn)?
                         }
                     };
                     row.seconds.push(answer.first_token_seconds);
@@ -221,11 +233,15 @@ impl Player<'_> {
         Ok(())
     }
 
-    fn ask(&mut self, scene: Scene) -> Result<Answer> {
+    fn ask(&mut self, scene: Scene, turn: usize) -> Result<Answer> {
         let vocab_size = self.bench.engine.plan().vocab_size;
         let question = self.random.prompt(self.args.question_len, vocab_size);
-        let reversed = scene == Scene::Reversed;
-        ask(self.bench, if reversed { &self.reversed } else { &self.context }, question)
+        if scene != Scene::Reversed {
+            return ask(self.bench, &self.context, question);
+        }
+        let mut chunks: Vec<&Chunk> = self.chunks.iter().rev().collect();
+        chunks.rotate_left(turn);
+        ask(self.bench, &context(self.context.policy(), chunks), question)
     }
 
     fn chunk_ids(&self) -> Vec<ChunkId> {
@@ -271,7 +287,7 @@ impl Player<'_> {
         for &id in &self.saved {
             disk::drop_pages(&self.folder.kv_file(id))?;
         }
-        let answer = self.ask(Scene::Disk)?;
+        let answer = self.ask(Scene::Disk, 0)?;
         hit.seconds.push(answer.first_token_seconds);
         hit.read_seconds.push(before.min(self.time_to_read()?));
         let mut decode_seconds = 0.0;

@@ -52,11 +52,10 @@ pub(super) fn encode_keys(
     Ok(frame(&scales, numbers))
 }
 
-/// The inverse, rotated once; `stored` has the length of such a frame.
-pub(super) fn decode_keys(stored: &[u8], rows: &Rows, table: &RotaryTable) -> Vec<u8> {
+/// The inverse, rotated once; `stored` has the length of such a frame, `out` that of its rows.
+pub(super) fn decode_keys(stored: &[u8], rows: &Rows, table: &RotaryTable, out: &mut [u8]) {
     let (width, size) = (rows.shape.width(), rows.shape.dtype.size());
     let (scales, numbers) = stored.split_at(2 * width * rows.count.div_ceil(GROUP));
-    let mut out = vec![0; rows.bytes()];
     let mut steps = vec![0f32; width];
     let mut x = vec![0f32; width];
     for (row, (out, numbers)) in
@@ -75,7 +74,6 @@ pub(super) fn decode_keys(stored: &[u8], rows: &Rows, table: &RotaryTable) -> Ve
         }
         narrow(rows.shape.dtype, &x, out);
     }
-    out
 }
 
 /// V (rows, kv_heads * head_dim) -> scales (rows), numbers (rows, channels).
@@ -95,11 +93,10 @@ pub(super) fn encode_values(raw: &[u8], rows: &Rows) -> Result<Vec<u8>, StoreErr
     Ok(frame(&scales, numbers))
 }
 
-/// The inverse; `stored` has the length of such a frame.
-pub(super) fn decode_values(stored: &[u8], rows: &Rows) -> Vec<u8> {
+/// The inverse; `stored` has the length of such a frame, `out` that of its rows.
+pub(super) fn decode_values(stored: &[u8], rows: &Rows, out: &mut [u8]) {
     let (width, size) = (rows.shape.width(), rows.shape.dtype.size());
     let (scales, numbers) = stored.split_at(2 * rows.count);
-    let mut out = vec![0; rows.bytes()];
     let mut x = vec![0f32; width];
     let each = out.chunks_exact_mut(width * size).zip(numbers.chunks_exact(width));
     for ((out, numbers), scale) in each.zip(scales.chunks_exact(2)) {
@@ -109,7 +106,6 @@ pub(super) fn decode_values(stored: &[u8], rows: &Rows) -> Vec<u8> {
         }
         narrow(rows.shape.dtype, &x, out);
     }
-    out
 }
 
 /// Scales first, then the numbers.

@@ -28,27 +28,35 @@ pub(super) fn encode(raw: &[u8], size: usize) -> Option<Vec<u8>> {
     gains(total, raw.len()).then(|| [header, body].concat())
 }
 
-/// The numbers again, `len` bytes of them; `None` where the bytes are no planes. `unpacked` is
-/// memory to work in.
+/// Memory to work in.
+#[derive(Default)]
+pub(super) struct Scratch {
+    unpacked: Vec<u8>,
+    decompressor: zstd::bulk::Decompressor<'static>,
+}
+
+/// Writes the numbers again to `out`, which has their length; `None` where the bytes are no
+/// planes of so many.
 pub(super) fn decode(
     stored: &[u8],
-    len: usize,
     size: usize,
-    unpacked: &mut Vec<u8>,
-) -> Option<Vec<u8>> {
+    scratch: &mut Scratch,
+    out: &mut [u8],
+) -> Option<()> {
     let (header, mut body) = stored.split_at_checked(HEADER * size)?;
-    let count = len / size;
-    unpacked.resize(len, 0);
+    let Scratch { unpacked, decompressor } = scratch;
+    let count = out.len() / size;
+    unpacked.resize(out.len(), 0);
     let mut planes: Vec<&[u8]> = Vec::with_capacity(size);
-    for (entry, out) in header.chunks_exact(HEADER).zip(unpacked.chunks_mut(count.max(1))) {
+    for (entry, place) in header.chunks_exact(HEADER).zip(unpacked.chunks_mut(count.max(1))) {
         let kept = u64::from_le_bytes(entry[1..].try_into().expect("a header has nine bytes"));
         let (plane, rest) = body.split_at_checked(usize::try_from(kept).ok()?)?;
         body = rest;
         planes.push(match entry[0] {
             STORED if plane.len() == count => plane,
             ZSTD => {
-                let written = zstd::bulk::decompress_to_buffer(plane, &mut *out).ok()?;
-                (written == count).then_some(&*out)?
+                let written = decompressor.decompress_to_buffer(plane, &mut *place).ok()?;
+                (written == count).then_some(&*place)?
             }
             _ => return None,
         });
@@ -56,13 +64,12 @@ pub(super) fn decode(
     if !body.is_empty() {
         return None;
     }
-    let mut out = vec![0; len];
     match &planes[..] {
-        [a, b] => join16(a, b, &mut out),
-        [a, b, c, d] => join32([a, b, c, d], &mut out),
+        [a, b] => join16(a, b, out),
+        [a, b, c, d] => join32([a, b, c, d], out),
         _ => return None,
     }
-    Some(out)
+    Some(())
 }
 
 /// Whether it is at least 2 % smaller.

@@ -18,10 +18,9 @@ fn there_and_back(
     coding: &Coding,
 ) -> (Encoding, usize, Vec<u8>) {
     let (encoding, stored) = encode(codec, frame, raw, rows, coding).unwrap();
-    let length = stored.len();
-    let back =
-        decode(encoding, &mut stored.into_owned(), rows, coding, &mut Scratch::default()).unwrap();
-    (encoding, length, back)
+    let mut back = vec![7; rows.bytes()];
+    decode(encoding, &stored, rows, coding, &mut Scratch::default(), &mut back).unwrap();
+    (encoding, stored.len(), back)
 }
 
 #[test]
@@ -78,9 +77,10 @@ fn planes_that_are_none_are_refused_without_harm() {
         let raw = random.numbers(dtype, 64 * rows.shape.width());
         let (encoding, stored) = encode(Codec::Planes, 0, &raw, &rows, &coding(1)).unwrap();
         assert_eq!(encoding, Encoding::Planes);
-        let decode = |bytes: &[u8]| {
-            let scratch = &mut Scratch::default();
-            decode(encoding, &mut bytes.to_vec(), &rows, &coding(1), scratch)
+        let mut scratch = Scratch::default();
+        let mut decode = |bytes: &[u8]| {
+            let mut out = vec![0; rows.bytes()];
+            decode(encoding, bytes, &rows, &coding(1), &mut scratch, &mut out)
         };
         for length in (0..stored.len()).step_by(7) {
             assert!(decode(&stored[..length]).is_err(), "cut to {length}");
@@ -91,9 +91,9 @@ fn planes_that_are_none_are_refused_without_harm() {
             let at = random.below(altered.len());
             altered[at] ^= 1 << random.below(8);
             // some flips only change numbers; the frame's checksum is what finds those
-            let rows_again = decode(&altered).map_or(raw.len(), |rows| rows.len());
-            assert_eq!(rows_again, raw.len());
+            drop(decode(&altered));
         }
+        decode(&stored).expect("what fails leaves the scratch of use");
     }
 }
 

@@ -17,17 +17,20 @@ fn write(record: &KvRecord, kv: &SegmentKv, codec: Codec, threads: usize) -> Vec
 fn read(bytes: &[u8], threads: usize) -> Result<(KvRecord, SegmentKv), ReadError> {
     let reader = KvReader::open(bytes, bytes.len() as u64)?;
     let record = reader.record.clone();
-    let mut frames = Vec::new();
-    reader.read(&coding(threads), |frame| {
-        frames.push(frame);
-        Ok(())
-    })?;
-    Ok((record, SegmentKv { frames }))
+    Ok((record, reader.read(&coding(threads))?))
 }
 
+fn verify(bytes: &[u8]) -> Result<(), ReadError> {
+    KvReader::open(bytes, bytes.len() as u64)?.verify()
+}
+
+/// What both who reads and who verifies find.
 fn damage(bytes: &[u8]) -> Damage {
-    match read(bytes, 1) {
-        Err(ReadError::Damage(damage)) => damage,
+    match (read(bytes, 1), verify(bytes)) {
+        (Err(ReadError::Damage(damage)), Err(ReadError::Damage(verified))) => {
+            assert_eq!(damage, verified);
+            damage
+        }
         other => panic!("it should be found damaged: {other:?}"),
     }
 }
@@ -67,7 +70,7 @@ fn int8_is_another_kv_and_made_from_lossless_rows_only() {
     let reader = KvReader::open(&bytes[..], bytes.len() as u64).unwrap();
     reader.verify().unwrap();
     let reader = KvReader::open(&bytes[..], bytes.len() as u64).unwrap();
-    let refused = reader.read(&Coding::default(), |_| Ok(())).unwrap_err();
+    let refused = reader.read(&Coding::default()).unwrap_err();
     let expected = matches!(refused, ReadError::Refused(StoreError::NoRotation));
     assert!(expected, "without the rotation the file is not at fault");
 }
@@ -79,9 +82,9 @@ fn the_layout_is_the_drawn_one() {
     assert_eq!((&bytes[..8], &bytes[8..12]), (&b"STRANDKV"[..], &[1, 0, 0, 0][..]));
     let manifest = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
     assert_eq!(bytes[16..24], xxh3_64(&bytes[24..24 + manifest]).to_le_bytes());
-    for (index, frame) in kv.frames.iter().enumerate() {
+    for (index, frame) in kv.frames().enumerate() {
         let start = 4096 * (index + 1);
-        assert_eq!(bytes[start..start + frame.len()], frame[..]);
+        assert_eq!(&bytes[start..start + frame.len()], frame);
         assert!(bytes[start + frame.len()..start + 4096].iter().all(|&byte| byte == 0));
     }
     assert_eq!(bytes.len(), 4096 * 5 + 32);
@@ -121,12 +124,20 @@ fn a_flipped_bit_anywhere_is_found() {
     let (record, kv) = segment(5, KvDtype::Bf16, 40);
     for codec in Codec::ALL {
         let bytes = write(&record, &kv, codec, 1);
-        let header = 0..400.min(bytes.len());
-        let sampled: Vec<usize> = (0..300).map(|_| random.below(bytes.len())).collect();
-        for at in header.chain(sampled) {
+        let end = bytes.len() - TRAILER;
+        let expected = read(&bytes, 1).unwrap();
+        let sampled: Vec<usize> = (0..300).map(|_| random.below(end)).collect();
+        for at in (0..400).chain(sampled).chain(end - 5..bytes.len()) {
             let mut altered = bytes.clone();
             altered[at] ^= 1 << random.below(8);
-            damage(&altered);
+            if at < end {
+                damage(&altered);
+            } else {
+                // nothing is made of the SHA-256 itself: the rows are the right ones
+                assert_eq!(read(&altered, 1).unwrap(), expected);
+                let found = verify(&altered);
+                assert!(matches!(found, Err(ReadError::Damage(Damage::Checksum))), "{found:?}");
+            }
         }
     }
 }
@@ -195,10 +206,11 @@ fn rows_that_are_not_the_records_are_refused() {
     let refusal = |kv: &SegmentKv| {
         Encoded::new(&record, kv, Codec::Raw, &coding(1)).err().expect("refused").to_string()
     };
-    let fewer = SegmentKv { frames: kv.frames[..3].to_vec() };
+    let frames: Vec<Vec<u8>> = kv.frames().map(<[u8]>::to_vec).collect();
+    let fewer = SegmentKv::of_frames(&frames[..3]);
     assert_eq!(refusal(&fewer), "number of frames is 3, the record says 4");
-    let mut shorter = kv.clone();
-    shorter.frames[2].pop();
+    let shorter: Vec<Vec<u8>> = frames.iter().map(|frame| frame[1..].to_vec()).collect();
+    let shorter = SegmentKv::of_frames(&shorter);
     assert_eq!(refusal(&shorter), "length of a frame is 127, the record says 128");
     let (empty, nothing) = segment(8, KvDtype::F16, 0);
     assert!(Encoded::new(&empty, &nothing, Codec::Raw, &coding(1)).is_err());
