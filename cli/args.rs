@@ -15,6 +15,7 @@ use strand_kernels::{KvDtype, WeightDtype};
 use strand_models::Training;
 
 use crate::bench::recall::Way;
+use crate::bench::serve::args::ServeBenchArgs;
 use crate::byte_size;
 use crate::chunks::ChunksArgs;
 use crate::server::options::ServeArgs;
@@ -267,6 +268,8 @@ pub enum BenchCommand {
     Reuse(Box<ReuseBenchArgs>),
     /// Save and restore of chunks by codec: speed against the disk's own, size, break-even
     Tiers(Box<TiersArgs>),
+    /// Load on a server: time to the first token, between tokens, errors
+    Serve(Box<ServeBenchArgs>),
 }
 
 #[derive(Debug, Args)]

@@ -83,6 +83,7 @@ fn obey(cli: Cli) -> Result<Outcome> {
         Command::Bench(BenchCommand::Recall(args)) => bench::recall::run(&args, common),
         Command::Bench(BenchCommand::Reuse(args)) => bench::reuse::run(&args, common),
         Command::Bench(BenchCommand::Tiers(args)) => bench::tiers::run(&args, common),
+        Command::Bench(BenchCommand::Serve(args)) => bench::serve::run(&args, common),
     }
 }
 

@@ -1,5 +1,6 @@
 //! All integration tests, one binary.
 
+mod bench_serve;
 mod binary;
 mod block_mask;
 mod chunks;

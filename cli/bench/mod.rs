@@ -8,6 +8,7 @@ mod kv_files;
 pub mod latency;
 pub mod recall;
 pub mod reuse;
+pub mod serve;
 pub mod statistics;
 pub mod throughput;
 pub mod tiers;

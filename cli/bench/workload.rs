@@ -27,6 +27,11 @@ impl Random {
         (0..len).map(|_| self.within(0, largest) as u32).collect()
     }
 
+    /// Uniform above 0 up to 1.
+    pub fn unit(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -48,6 +53,10 @@ mod tests {
         }
         assert!(seen.iter().all(|&count| (800..1_200).contains(&count)), "{seen:?}");
         assert_eq!(random.within(3, 3), 3);
+        let units: Vec<f64> = (0..1_000).map(|_| random.unit()).collect();
+        assert!(units.iter().all(|unit| (0.0..=1.0).contains(unit) && *unit > 0.0));
+        let mean = units.iter().sum::<f64>() / 1e3;
+        assert!((0.45..0.55).contains(&mean), "{mean}");
     }
 
     #[test]
