@@ -128,7 +128,8 @@ impl Weights {
         Ok(values)
     }
 
-    /// The type a tensor is stored in. `None` when there is no such tensor, or it has no type of its own.
+    /// The type a tensor is stored in. `None` when there is no such tensor, or it has no type of
+    /// its own.
     pub fn stored_dtype(&self, name: &str) -> Option<WeightDtype> {
         match &self.source {
             Source::Safetensors(checkpoint) => checkpoint.dtype(name),
