@@ -99,6 +99,7 @@ pub fn ask(
                 show(Piece { text: &text, token: None })?;
                 break;
             }
+            Event::Embedding { .. } => unreachable!("an answer was asked for"),
             Event::Failed(error) => return Err(error.into()),
         }
     }

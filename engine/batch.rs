@@ -54,6 +54,8 @@ pub struct BatchRow {
     pub sample: Option<SampleRequest>,
     /// Present when the prompt's own log-probabilities were asked for.
     pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Indices into the run's tokens whose hidden states were asked for.
+    pub hidden: Range<usize>,
 }
 
 /// How to choose the token after the run.
@@ -88,6 +90,8 @@ pub struct RowOutput {
     /// The chosen token, where one was asked for.
     pub sampled: Option<Sampled>,
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// Behind the last norm, one vector a row.
+    pub hidden: Vec<Vec<f32>>,
 }
 
 #[derive(Debug, Clone)]

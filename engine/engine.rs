@@ -3,6 +3,7 @@
 //! Owns all state of the requests it serves. Knows neither channels nor clocks: what happened in a
 //! step is returned as events. Threads of its own look ahead in grammars, no more.
 
+mod mean;
 pub mod pins;
 mod rules;
 pub mod verbs;
@@ -13,16 +14,17 @@ use std::sync::Arc;
 use strand_models::Tokenizer;
 
 use crate::batch::{Batch, RowOutput, Runner, Sampled};
-use crate::cache::{BlockId, BlockState, ChunkId, KvId, KvIdentity, KvVariant, Tiers, TiersOf};
+use crate::cache::{BlockId, BlockState, DiskFile, KvIdentity, KvVariant, Tiers, TiersOf};
 use crate::config::EnginePlan;
 use crate::error::Error;
 use crate::grammar::{Guide, MaskWorkers};
 use crate::output::OutputText;
-use crate::request::{Event, FinishReason, Request, Restore, Segment};
-use crate::scheduler::{Scheduler, SchedulerLimits};
+use crate::request::{Event, FinishReason, Request, Restore, Reuse, Segment};
+use crate::scheduler::{Restored, Scheduler, SchedulerLimits};
 use crate::sequence::{RequestId, Roots, Rules, Sequence, SequenceId};
 use crate::store::{Codec, SavedFile};
 use crate::tiering::Tiering;
+use mean::Mean;
 use pins::Pin;
 
 /// Most threads that look ahead in grammars: a mask takes far less time than a forward.
@@ -62,7 +64,7 @@ pub struct TierSetup {
 pub struct DiskSetup {
     /// For what is written unasked.
     pub codec: Codec,
-    pub files: Vec<(KvId, ChunkId)>,
+    pub files: Vec<DiskFile>,
 }
 
 /// What a command that had to wait for the disk has come to.
@@ -77,6 +79,8 @@ struct Choice {
     request: RequestId,
     text: OutputText,
     guide: Option<Guide>,
+    /// Of the hidden states so far, where they were asked for.
+    mean: Mean,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,13 +112,26 @@ pub struct Stats {
     pub blocks_idle: usize,
     pub steps: u64,
     pub requests: u64,
+    /// Tokens of prompts, and of those the ones whose KV was there.
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
+    /// The same by where their KV came from.
+    pub reuse: Reuse,
     pub encoded_tokens: u64,
     pub generated_tokens: u64,
     pub preemptions: u64,
+    /// Blocks that hold something, in bytes.
+    pub device_bytes: u64,
     pub host_bytes: u64,
     pub host_budget: u64,
+    /// Of the files that may be of use.
+    pub disk_bytes: u64,
+    /// Blocks that lost what they held: the pool was full.
+    pub evicted_blocks: u64,
+    /// Segments that left the host: its budget was used up.
+    pub evicted_segments: u64,
+    /// Segments that came back to the pool.
+    pub restored: Restored,
     pub prefill_tokens: u64,
     pub decode_tokens: u64,
     /// Time of steps; one that did both counts by its share of tokens.
@@ -138,8 +155,8 @@ impl<R: Runner> Engine<R> {
         };
         let mut books = Tiers::new(tiers.host_memory, plan.attention_scale as f64);
         let codec = tiers.disk.as_ref().map(|disk| disk.codec);
-        for (kv, chunk) in tiers.disk.into_iter().flat_map(|disk| disk.files) {
-            books.put_disk(kv, chunk);
+        for file in tiers.disk.into_iter().flat_map(|disk| disk.files) {
+            books.put_disk(file);
         }
         Self {
             scheduler: Scheduler::new(limits, plan.num_blocks, books),
@@ -181,7 +198,8 @@ impl<R: Runner> Engine<R> {
                 Sequence::new(sequence_id, choice, request, &rules, &roots, block_size);
             let text = OutputText::new(self.tokenizer.as_ref(), &sequence.tokens, &request.limits);
             let guide = request.limits.grammar.clone().map(Guide::new);
-            self.choices.insert(sequence_id, Choice { request: id, text, guide });
+            self.choices
+                .insert(sequence_id, Choice { request: id, text, guide, mean: Mean::default() });
             if choice == 0 {
                 // later choices find what the first has fetched
                 self.fetch(&mut sequence, request.restore);
@@ -340,8 +358,23 @@ impl<R: Runner> Engine<R> {
             let logprobs = output.prompt_logprobs;
             step.events.push((request, Event::Prompt { logprobs }));
         }
+        if !output.hidden.is_empty() {
+            self.embed(request, output.id, &output.hidden, step);
+        }
         if let Some(sampled) = output.sampled {
             self.accept(request, output.id, sampled, step);
+        }
+    }
+
+    /// Adds rows to a request's embedding, and ends it where they are all there.
+    fn embed(&mut self, request: RequestId, id: SequenceId, rows: &[Vec<f32>], step: &mut Step) {
+        let choice = self.choices.get_mut(&id).expect("every live sequence is here");
+        rows.iter().for_each(|row| choice.mean.add(row));
+        let prompt_len = self.scheduler.get(id).expect("it was just computed").prompt_len;
+        if choice.mean.count() == prompt_len {
+            let vector = choice.mean.get();
+            self.cancel(request);
+            step.events.push((request, Event::Embedding { vector }));
         }
     }
 
@@ -391,21 +424,29 @@ impl<R: Runner> Engine<R> {
     /// Counts so far; the times are the caller's.
     pub fn stats(&self) -> Stats {
         let (counted, blocks) = (self.scheduler.counters(), self.scheduler.blocks());
+        let (tiers, idle) = (self.scheduler.tiers(), blocks.num_idle());
+        let held = blocks.num_blocks() - (blocks.available() - idle);
         Stats {
             running: self.scheduler.num_running(),
             waiting: self.scheduler.num_waiting(),
             blocks: blocks.num_blocks(),
             blocks_free: blocks.available(),
-            blocks_idle: blocks.num_idle(),
+            blocks_idle: idle,
             steps: self.counters.steps,
             requests: self.counters.requests,
             prompt_tokens: counted.prompt_tokens,
-            cached_tokens: counted.cached_tokens,
+            cached_tokens: counted.reuse.cached() as u64,
+            reuse: counted.reuse,
             encoded_tokens: counted.encoded_tokens,
             generated_tokens: self.counters.generated_tokens,
             preemptions: counted.preemptions,
-            host_bytes: self.scheduler.tiers().host_bytes(),
-            host_budget: self.scheduler.tiers().host_budget(),
+            device_bytes: held as u64 * self.plan.block_bytes,
+            host_bytes: tiers.host_bytes(),
+            host_budget: tiers.host_budget(),
+            disk_bytes: tiers.disk_bytes(),
+            evicted_blocks: blocks.evictions(),
+            evicted_segments: tiers.evictions(),
+            restored: counted.restored,
             ..Stats::default()
         }
     }

@@ -32,14 +32,26 @@ const COMMAND_QUEUE: usize = 1024;
 
 enum Command {
     Submit { request: Box<Request>, events: mpsc::Sender<Event> },
-    Residency { prompt: Vec<Segment>, accepted: KvVariant, answer: Answer<Vec<TiersOf>> },
-    Save { prompt: Vec<Segment>, codec: Codec, answer: Answer<SavedFile> },
-    Unload { prompt: Vec<Segment>, accepted: KvVariant, answer: Answer<Unloaded> },
-    Pin { prompt: Vec<Segment>, accepted: KvVariant, time: Duration, answer: Answer<PinOutcome> },
-    Erase { chunk: ChunkId, answer: Answer<Erased> },
-    Forget { chunk: ChunkId, answer: oneshot::Sender<Erased> },
+    Residency { place: Place, accepted: KvVariant, answer: Answer<Vec<TiersOf>> },
+    Save { place: Place, codec: Codec, answer: Answer<SavedFile> },
+    Unload { place: Place, accepted: KvVariant, answer: Answer<Unloaded> },
+    Pin { place: Place, accepted: KvVariant, time: Duration, answer: Answer<PinOutcome> },
+    Erase { chunk: ChunkId, salt: Option<String>, answer: Answer<Erased> },
+    Forget { chunk: ChunkId, salt: Option<String>, answer: oneshot::Sender<Erased> },
     Stats(oneshot::Sender<Stats>),
     Io(IoDone),
+}
+
+/// What a verb speaks of.
+struct Place {
+    prompt: Vec<Segment>,
+    salt: String,
+}
+
+impl Place {
+    fn new(prompt: Vec<Segment>, salt: &str) -> Self {
+        Self { prompt, salt: salt.into() }
+    }
 }
 
 /// The way back of an answer.
@@ -165,45 +177,59 @@ impl EngineHandle {
         Ok(EventStream { events })
     }
 
-    /// Where each segment of a prompt has its KV. Lossy KV counts where `accepted` is lossy and
-    /// there is no other. Waits as [`EngineHandle::stats`] does.
+    /// Where each segment of a prompt has its KV under a salt. Lossy KV counts where `accepted` is
+    /// lossy and there is no other. Waits as [`EngineHandle::stats`] does.
     pub fn residency(
         &self,
         prompt: Vec<Segment>,
+        salt: &str,
         accepted: KvVariant,
     ) -> Result<Vec<TiersOf>, Error> {
-        self.ask(|answer| Command::Residency { prompt, accepted, answer })?
+        let place = Place::new(prompt, salt);
+        self.ask(|answer| Command::Residency { place, accepted, answer })?
     }
 
     /// Writes the KV of a prompt's last segment, a chunk, to the disk, and waits until it is
     /// safe there. [`Error::NoKv`] where it has to be encoded first.
-    pub fn save(&self, prompt: Vec<Segment>, codec: Codec) -> Result<SavedFile, Error> {
-        self.ask(|answer| Command::Save { prompt, codec, answer })?
+    pub fn save(&self, prompt: Vec<Segment>, salt: &str, codec: Codec) -> Result<SavedFile, Error> {
+        let place = Place::new(prompt, salt);
+        self.ask(|answer| Command::Save { place, codec, answer })?
     }
 
     /// Moves the KV of a prompt's last segment, a chunk, from the pool to the host.
-    pub fn unload(&self, prompt: Vec<Segment>, accepted: KvVariant) -> Result<Unloaded, Error> {
-        self.ask(|answer| Command::Unload { prompt, accepted, answer })?
+    pub fn unload(
+        &self,
+        prompt: Vec<Segment>,
+        salt: &str,
+        accepted: KvVariant,
+    ) -> Result<Unloaded, Error> {
+        let place = Place::new(prompt, salt);
+        self.ask(|answer| Command::Unload { place, accepted, answer })?
     }
 
     /// Lets the KV of a prompt's last segment, a chunk, leave the pool last, for a time.
     pub fn pin(
         &self,
         prompt: Vec<Segment>,
+        salt: &str,
         accepted: KvVariant,
         time: Duration,
     ) -> Result<PinOutcome, Error> {
-        self.ask(|answer| Command::Pin { prompt, accepted, time, answer })?
+        let place = Place::new(prompt, salt);
+        self.ask(|answer| Command::Pin { place, accepted, time, answer })?
     }
 
-    /// Removes a chunk's KV from every tier, and waits until the disk has done so.
-    pub fn erase(&self, chunk: ChunkId) -> Result<Erased, Error> {
-        self.ask(|answer| Command::Erase { chunk, answer })?
+    /// Removes a chunk's KV from every tier and its text from the disk, and waits until that has
+    /// been done: a tenant's, whose salt this is, or without one everybody's.
+    pub fn erase(&self, chunk: ChunkId, salt: Option<&str>) -> Result<Erased, Error> {
+        let salt = salt.map(String::from);
+        self.ask(|answer| Command::Erase { chunk, salt, answer })?
     }
 
     /// Removes a chunk's KV from device and host; what is on disk stays there.
-    pub fn forget(&self, chunk: ChunkId) -> Result<Erased, Error> {
-        self.ask(|answer| Command::Forget { chunk, answer })
+    pub fn forget(&self, chunk: ChunkId, salt: Option<&str>) -> Result<Erased, Error> {
+        let salt = salt.map(String::from);
+        self.ask(|answer| Command::Forget { chunk, salt, answer })
     }
 
     /// What the engine is doing. Waits for the step in progress.
@@ -290,27 +316,33 @@ impl<R: Runner> EngineLoop<R> {
                 // A receiver that is gone already wants no answer.
                 Err(error) => drop(events.try_send(Event::Failed(error))),
             },
-            Command::Residency { prompt, accepted, answer } => {
-                drop(answer.send(self.engine.residency(prompt, accepted)));
+            Command::Residency { place: Place { prompt, salt }, accepted, answer } => {
+                drop(answer.send(self.engine.residency(prompt, &salt, accepted)));
             }
-            Command::Save { prompt, codec, answer } => match self.engine.save(prompt, codec) {
-                Ok(ticket) => drop(self.pending.insert(ticket, Pending::Save(answer))),
-                Err(error) => drop(answer.send(Err(error))),
-            },
-            Command::Unload { prompt, accepted, answer } => {
-                drop(answer.send(self.engine.unload(prompt, accepted)));
-            }
-            Command::Pin { prompt, accepted, time, answer } => {
-                let now = self.started.elapsed();
-                drop(answer.send(self.engine.pin(prompt, accepted, time, now)));
-            }
-            Command::Erase { chunk, answer } => match self.engine.erase(chunk) {
-                (erased, Some(ticket)) => {
-                    self.pending.insert(ticket, Pending::Erase(erased, answer));
+            Command::Save { place: Place { prompt, salt }, codec, answer } => {
+                match self.engine.save(prompt, &salt, codec) {
+                    Ok(ticket) => drop(self.pending.insert(ticket, Pending::Save(answer))),
+                    Err(error) => drop(answer.send(Err(error))),
                 }
-                (erased, None) => drop(answer.send(Ok(erased))),
-            },
-            Command::Forget { chunk, answer } => drop(answer.send(self.engine.forget(chunk))),
+            }
+            Command::Unload { place: Place { prompt, salt }, accepted, answer } => {
+                drop(answer.send(self.engine.unload(prompt, &salt, accepted)));
+            }
+            Command::Pin { place: Place { prompt, salt }, accepted, time, answer } => {
+                let now = self.started.elapsed();
+                drop(answer.send(self.engine.pin(prompt, &salt, accepted, time, now)));
+            }
+            Command::Erase { chunk, salt, answer } => {
+                match self.engine.erase(chunk, salt.as_deref()) {
+                    (erased, Some(ticket)) => {
+                        self.pending.insert(ticket, Pending::Erase(erased, answer));
+                    }
+                    (erased, None) => drop(answer.send(Ok(erased))),
+                }
+            }
+            Command::Forget { chunk, salt, answer } => {
+                answer.send(self.engine.forget(chunk, salt.as_deref())).ok();
+            }
             Command::Stats(answer) => drop(answer.send(self.stats())),
             Command::Io(done) => {
                 if let Some((ticket, outcome)) = self.engine.io_done(done) {

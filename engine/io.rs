@@ -14,7 +14,6 @@ use crate::cache::{KvId, KvSegment, KvVariant};
 use crate::error::Error;
 use crate::segment_kv::SegmentKv;
 use crate::store::{Coding, Expected, KvRecord, KvShape, Loaded, Quarantined, Store};
-use crate::tenant::tenant_of;
 use crate::tiering::{IoDone, IoJob};
 
 /// Bytes a minute that are written unasked; what is asked for is always written.
@@ -49,8 +48,13 @@ impl IoWorker {
                 let removed = if saved.is_ok() { self.collect(segment.kv) } else { Vec::new() };
                 IoDone::Saved { ticket, segment, result: saved.map_err(Error::from), removed }
             }
-            IoJob::Erase { ticket, chunk } => {
-                let erased = self.store.erase(chunk);
+            IoJob::Erase { ticket, kv } => {
+                let erased = match &kv.tenant {
+                    Some(tenant) => {
+                        self.store.of_tenant(tenant).and_then(|store| store.erase(kv.chunk))
+                    }
+                    None => self.store.erase_everybodys(kv.chunk),
+                };
                 IoDone::Erased { ticket, result: erased.map(drop).map_err(Error::from) }
             }
         }
@@ -58,9 +62,8 @@ impl IoWorker {
 
     /// Nothing is written unasked of a chunk whose text was never to be kept.
     fn is_kept(&self, segment: &KvSegment) -> bool {
-        let salt = String::from_utf8_lossy(&segment.identity.salt);
         // an index that can't answer won't take a row either
-        self.store.keeps(tenant_of(&salt), segment.chunk).unwrap_or(false)
+        self.store.keeps(&segment.tenant(), segment.chunk).unwrap_or(false)
     }
 
     /// What can't be read is as good as absent: it is encoded again.

@@ -28,7 +28,7 @@ pub mod store;
 pub mod tenant;
 mod tiering;
 
-pub use cache::{ChunkId, KvVariant, Sees, Tier, TiersOf};
+pub use cache::{ChunkId, DiskFile, KvVariant, Sees, Tier, TiersOf};
 pub use config::{EngineConfig, EnginePlan, Machine};
 pub use engine::pins::PinOutcome;
 pub use engine::verbs::{Erased, Unloaded};
@@ -40,6 +40,7 @@ pub use load::{load, start};
 pub use request::{
     Event, Exactness, FinishReason, Limits, Request, Restore, Reuse, Segment, num_blocks,
 };
+pub use scheduler::Restored;
 pub use segment_kv::SegmentKv;
 pub use strand_layers::sampler::{SamplingParams, TokenLogprobs};
 pub use tiering::{IoDone, IoJob, Ticket};

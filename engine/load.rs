@@ -7,7 +7,7 @@ use strand_kernels::{RotaryTable, Threads, numerics};
 use strand_layers::kv_cache::{KvCache, KvCacheShape};
 use strand_models::{Decoder, Fingerprint, ModelConfig, ModelFiles, digest};
 
-use crate::cache::KvIdentity;
+use crate::cache::{DiskFile, KvIdentity};
 use crate::config::{EngineConfig, EnginePlan, Machine};
 use crate::engine::{DiskSetup, Engine, TierSetup};
 use crate::error::Error;
@@ -92,7 +92,12 @@ fn tiers(
     };
     let model = files.fingerprint(&mut |path, bytes| fingerprint(&store, path, bytes));
     let identity = KvIdentity { model, ..identity };
-    let known = store.all_kv_files()?.into_iter().map(|file| (file.kv_id, file.chunk)).collect();
+    let known = store.all_kv_files()?.into_iter().map(|file| DiskFile {
+        kv: file.kv_id,
+        chunk: file.chunk,
+        tenant: file.tenant,
+        bytes: file.bytes,
+    });
     let shape = KvShape {
         layers: files.config.num_hidden_layers,
         kv_heads: files.config.num_key_value_heads,
@@ -106,7 +111,7 @@ fn tiers(
         coding: Coding { rotary: Some(rotary.clone()), threads: plan.threads },
     };
     let io_files = IoFiles { reader: worker(store.another()?), writer: worker(store) };
-    let disk = Some(DiskSetup { codec: plan.kv_codec, files: known });
+    let disk = Some(DiskSetup { codec: plan.kv_codec, files: known.collect() });
     Ok((TierSetup { identity, host_memory, disk }, Some(io_files)))
 }
 

@@ -36,19 +36,21 @@ impl ModelRunner {
 impl Runner for ModelRunner {
     fn run(&mut self, batch: &Batch) -> Result<Vec<Result<RowOutput, Error>>, Error> {
         let inputs = Inputs::of(batch, self.kv_cache.block_size);
-        let logits = self.decoder.forward(
+        let (logits, hidden) = self.decoder.forward_with_hidden(
             &inputs.ids,
             &inputs.metadata,
             &mut self.kv_cache,
             &inputs.logits_rows,
+            &inputs.hidden_rows,
         )?;
         let vocab_size = self.decoder.vocab_size();
         let mut logits = to_rows(&logits)?;
+        let mut hidden = hidden.to_vec2::<f32>()?.into_iter();
         let mut outputs = Vec::with_capacity(batch.rows.len());
         let mut rows = logits.chunks_exact_mut(vocab_size);
         let mut failure = None;
         for row in &batch.rows {
-            let output = row_output(row, &mut rows).and_then(|output| {
+            let output = row_output(row, &mut rows, &mut hidden).and_then(|output| {
                 let error = || failure.get_or_insert_with(|| self.name_the_layer(&inputs)).clone();
                 output.ok_or_else(error)
             });
@@ -88,6 +90,7 @@ struct Inputs {
     ids: Vec<u32>,
     metadata: AttentionMetadata,
     logits_rows: Vec<u32>,
+    hidden_rows: Vec<u32>,
 }
 
 impl Inputs {
@@ -97,7 +100,7 @@ impl Inputs {
         let mut slot_mapping = Vec::with_capacity(batch.num_tokens());
         let mut cu_seqlens_q = vec![0];
         let mut tables = BlockTables { entries: Vec::new(), cu_entries: vec![0] };
-        let mut logits_rows = Vec::new();
+        let (mut logits_rows, mut hidden_rows) = (Vec::new(), Vec::new());
         for row in &batch.rows {
             let first = ids.len() as u32;
             ids.extend_from_slice(&row.tokens);
@@ -109,6 +112,7 @@ impl Inputs {
             if let Some(wanted) = &row.prompt_logprobs {
                 logits_rows.extend(wanted.rows.clone().map(|row| first + row as u32));
             }
+            hidden_rows.extend(row.hidden.clone().map(|row| first + row as u32));
             if row.sample.is_some() {
                 logits_rows.push(ids.len() as u32 - 1);
             }
@@ -121,21 +125,23 @@ impl Inputs {
             cu_seqlens_q: Arc::new(cu_seqlens_q),
             tables: Arc::new(tables),
         };
-        Self { ids, metadata, logits_rows }
+        Self { ids, metadata, logits_rows, hidden_rows }
     }
 }
 
-/// Reads a row's logits in the order [`Inputs::of`] asked for them; `None` where one is not a
-/// number.
+/// Reads a row's logits and hidden states in the order [`Inputs::of`] asked for them; `None` where
+/// one is not a number.
 ///
 /// # Errors
 /// The grammar can't say what may come next.
 fn row_output<'a>(
     row: &BatchRow,
     rows: &mut impl Iterator<Item = &'a mut [f32]>,
+    hidden: &mut impl Iterator<Item = Vec<f32>>,
 ) -> Result<Option<RowOutput>, Error> {
-    let mut output = RowOutput { id: row.id, sampled: None, prompt_logprobs: Vec::new() };
-    let mut is_sound = true;
+    let hidden: Vec<Vec<f32>> = hidden.take(row.hidden.len()).collect();
+    let mut is_sound = hidden.iter().flatten().all(|value| value.is_finite());
+    let mut output = RowOutput { id: row.id, sampled: None, prompt_logprobs: Vec::new(), hidden };
     let mut next_row = || {
         let logits = rows.next().expect("one row of logits for every row asked for");
         is_sound &= logits.iter().all(|logit| logit.is_finite());

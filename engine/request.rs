@@ -139,6 +139,13 @@ impl Request {
         }
     }
 
+    /// A request for the mean of a text's hidden states behind the last norm. All its rows are
+    /// computed, whatever is cached, and none that is generated.
+    pub fn embedding(tokens: Vec<u32>) -> Self {
+        let limits = Limits { embed: true, ..Limits::default() };
+        Self { limits, ..Self::new(tokens) }
+    }
+
     /// Tokens that the answer sees.
     pub fn prompt_tokens(&self) -> usize {
         self.prompt.iter().map(Segment::num_shown).sum()
@@ -164,6 +171,8 @@ pub struct Limits {
     pub logprobs: Option<u32>,
     /// The same for the prompt; its rows are then computed without prefix hits.
     pub prompt_logprobs: Option<u32>,
+    /// Instead of an answer, the mean of the prompt's hidden states; see [`Request::embedding`].
+    pub embed: bool,
     /// What the answer must be; where it is complete the answer ends, `min_tokens` or not.
     pub grammar: Option<Grammar>,
 }
@@ -179,6 +188,7 @@ impl Default for Limits {
             n: 1,
             logprobs: None,
             prompt_logprobs: None,
+            embed: false,
             grammar: None,
         }
     }
@@ -224,6 +234,16 @@ impl Reuse {
     }
 }
 
+impl std::ops::AddAssign for Reuse {
+    fn add_assign(&mut self, other: Self) {
+        self.device += other.device;
+        self.host += other.host;
+        self.disk += other.disk;
+        self.encoded += other.encoded;
+        self.recomputed += other.recomputed;
+    }
+}
+
 /// How the logits of an answer compare with those of a fresh engine given the same prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exactness {
@@ -242,8 +262,8 @@ impl Exactness {
     }
 }
 
-/// What a request tells its owner, in order. Every choice ends in `Finished`, or the whole
-/// request in one `Failed`; nothing follows either.
+/// What a request tells its owner, in order. Every choice ends in `Finished`, an embedding in
+/// `Embedding`, or the whole request in one `Failed`; nothing follows any of them.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Log-probabilities of the prompt's tokens from the second on, when asked for; in order,
@@ -265,6 +285,10 @@ pub enum Event {
         text: String,
         reuse: Reuse,
         exactness: Exactness,
+    },
+    /// Not normalized, as long as the model's hidden states.
+    Embedding {
+        vector: Vec<f32>,
     },
     Failed(Error),
 }

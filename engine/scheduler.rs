@@ -10,7 +10,8 @@ mod rows;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::batch::Batch;
-use crate::cache::{BlockId, BlockManager, ChunkId, KvId, KvSegment, Owner, Tiers, TiersOf};
+use crate::cache::{BlockId, BlockManager, KvId, KvOf, KvSegment, Owner, Tiers, TiersOf};
+use crate::request::Reuse;
 use crate::sequence::{Sequence, SequenceId};
 use admission::Admission;
 pub use admission::slots;
@@ -44,11 +45,20 @@ pub struct Scheduler {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     pub prompt_tokens: u64,
-    /// Prompt tokens found in the cache at first admission.
-    pub cached_tokens: u64,
+    /// Where the prompts' tokens came from, at first admission.
+    pub reuse: Reuse,
+    /// Segments that came back to the pool, at every admission.
+    pub restored: Restored,
     /// Tokens computed, again after preemption included.
     pub encoded_tokens: u64,
     pub preemptions: u64,
+}
+
+/// How often KV came back to the pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Restored {
+    pub from_host: u64,
+    pub from_disk: u64,
 }
 
 impl Scheduler {
@@ -142,19 +152,20 @@ impl Scheduler {
 
     /// Makes a chunk's blocks unfindable, those that live sequences have yet to compute too.
     /// Returns how many there were, and what leaves the host.
-    pub fn erase(&mut self, chunk: ChunkId) -> (usize, Vec<KvId>) {
-        for sequence in self.sequences.values_mut() {
-            sequence.erased.push(chunk);
-        }
-        (self.blocks.erase(chunk), self.tiers.erase(chunk))
+    pub fn erase(&mut self, kv: &KvOf) -> (usize, Vec<KvId>) {
+        (self.erase_blocks(kv), self.tiers.erase(kv))
     }
 
     /// The same, but what the disk holds stays known.
-    pub fn forget(&mut self, chunk: ChunkId) -> (usize, Vec<KvId>) {
-        for sequence in self.sequences.values_mut() {
-            sequence.erased.push(chunk);
+    pub fn forget(&mut self, kv: &KvOf) -> (usize, Vec<KvId>) {
+        (self.erase_blocks(kv), self.tiers.forget(kv))
+    }
+
+    fn erase_blocks(&mut self, kv: &KvOf) -> usize {
+        for sequence in self.sequences.values_mut().filter(|one| kv.has_salt(&one.salt)) {
+            sequence.erased.push(kv.chunk);
         }
-        (self.blocks.erase(chunk), self.tiers.forget(chunk))
+        self.blocks.erase(kv)
     }
 
     /// Lets a segment's blocks go last when blocks run out, or as any other's again.
@@ -239,9 +250,11 @@ impl Scheduler {
             batch.moves.extend(admission.moves);
             if sequence.reuse.is_none() {
                 self.counters.prompt_tokens += sequence.layout.shown_tokens() as u64;
-                self.counters.cached_tokens += admission.reuse.cached() as u64;
+                self.counters.reuse += admission.reuse;
                 sequence.reuse = Some(admission.reuse);
             }
+            self.counters.restored.from_host += admission.restored.from_host;
+            self.counters.restored.from_disk += admission.restored.from_disk;
             *budget -= count;
             batch.rows.extend(rows(sequence, count, self.limits.block_size));
             self.waiting.remove(&rank);
@@ -262,7 +275,7 @@ impl Scheduler {
         let runs = sequence.next_runs(count);
         sequence.advance(count);
         for run in runs {
-            sequence.reported = sequence.reported.max(run.end.min(sequence.prompt_len - 1));
+            sequence.reported = sequence.reported.max(run.end.min(sequence.num_reported()));
             let blocks = sequence.layout.block_of(run.start)..sequence.layout.block_of(run.end - 1);
             for block in blocks.start..=blocks.end {
                 let tokens = sequence.layout.tokens(block);
@@ -272,7 +285,8 @@ impl Scheduler {
                 if tokens.end <= run.end && sequence.layout.is_complete(block) && !is_erased {
                     let hash = sequence.hash(block);
                     let id = sequence.table[block].expect("computed rows have a block");
-                    let owner = Owner { chunk, segment: sequence.kv(segment).cloned() };
+                    let (salt, segment) = (sequence.salt.clone(), sequence.kv(segment).cloned());
+                    let owner = Owner { chunk, salt, segment };
                     self.blocks.seal(id, hash, &sequence.tokens[tokens], owner);
                 }
             }

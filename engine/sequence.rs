@@ -48,7 +48,8 @@ pub struct Sequence {
     pub loading: HashSet<KvId>,
     /// KV that was fetched from the disk for it, and is leased in the host for its life.
     pub fetched: HashSet<KvId>,
-    /// How many prompt tokens' log-probabilities have been reported.
+    /// How many of the prompt's rows have been reported on: by the log-probabilities of their
+    /// successors, or by their hidden states.
     pub reported: usize,
     /// Chunks erased while it lives: their blocks are not to be found again.
     pub erased: Vec<ChunkId>,
@@ -57,6 +58,8 @@ pub struct Sequence {
     /// Names of the complete blocks so far, in order.
     pub hashes: Vec<BlockHash>,
     root: BlockHash,
+    /// Of its request.
+    pub salt: Arc<[u8]>,
     /// By segment, those whose KV other tiers may hold.
     pub kv: Vec<Option<Arc<KvSegment>>>,
 }
@@ -94,6 +97,7 @@ pub struct Rules {
     pub stop_token_ids: Vec<u32>,
     pub logprobs: Option<usize>,
     pub prompt_logprobs: Option<usize>,
+    pub embed: bool,
 }
 
 impl Sequence {
@@ -125,6 +129,7 @@ impl Sequence {
             rules: rules.clone(),
             hashes: Vec::new(),
             root: roots.blocks,
+            salt: roots.identity.salt.as_slice().into(),
             kv: Vec::new(),
         };
         sequence.take_table();
@@ -193,10 +198,16 @@ impl Sequence {
         self.table.resize(self.layout.num_blocks(), None);
     }
 
-    /// True while rows of the prompt must be computed for their log-probabilities.
-    pub fn owes_prompt_logprobs(&self) -> bool {
-        let wanted = self.rules.prompt_logprobs.is_some() && self.choice == 0;
-        wanted && self.reported + 1 < self.prompt_len
+    /// True while rows of the prompt must be computed to be reported on.
+    pub fn owes_rows(&self) -> bool {
+        let wanted = self.rules.prompt_logprobs.is_some() || self.rules.embed;
+        wanted && self.choice == 0 && self.reported < self.num_reported()
+    }
+
+    /// How many of the prompt's rows are reported on in the end: the last one has no successor in
+    /// the prompt.
+    pub fn num_reported(&self) -> usize {
+        self.prompt_len - usize::from(!self.rules.embed)
     }
 
     /// Name of a complete block.

@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::batch::{BlockMove, Runner};
-use crate::cache::{ChunkId, KvId, KvSegment, KvVariant};
+use crate::cache::{KvId, KvOf, KvSegment, KvVariant};
 use crate::error::Error;
 use crate::segment_kv::SegmentKv;
 use crate::sequence::SequenceId;
@@ -33,7 +33,7 @@ pub enum IoJob {
     },
     Erase {
         ticket: Ticket,
-        chunk: ChunkId,
+        kv: KvOf,
     },
 }
 
@@ -85,9 +85,9 @@ const LEAST_MEASURED: u64 = 256 << 10;
 pub(crate) struct Tiering {
     host: HashMap<KvId, Arc<SegmentKv>>,
     /// Loads on their way, and the sequences that wait for them.
-    loads: HashMap<KvId, (ChunkId, Vec<SequenceId>)>,
-    /// Saves on their way whose chunk has not been erased since.
-    saving: HashMap<KvId, ChunkId>,
+    loads: HashMap<KvId, (Arc<KvSegment>, Vec<SequenceId>)>,
+    /// Saves on their way that have not been erased since.
+    saving: HashMap<KvId, Arc<KvSegment>>,
     jobs: Vec<IoJob>,
     /// `None` without a disk.
     codec: Option<Codec>,
@@ -126,7 +126,7 @@ impl Tiering {
         let Some(codec) = self.codec.filter(|_| is_wanted) else { return };
         let segment = as_written(segment.clone(), codec);
         if let Entry::Vacant(saving) = self.saving.entry(segment.kv) {
-            saving.insert(segment.chunk);
+            saving.insert(segment.clone());
             self.jobs.push(IoJob::Save { ticket: None, segment, data, codec });
         }
     }
@@ -151,7 +151,7 @@ impl Tiering {
     pub fn load(&mut self, segment: &Arc<KvSegment>, waiting: SequenceId) {
         let load = self.loads.entry(segment.kv).or_insert_with(|| {
             self.jobs.push(IoJob::Load { segment: segment.clone() });
-            (segment.chunk, Vec::new())
+            (segment.clone(), Vec::new())
         });
         load.1.push(waiting);
     }
@@ -175,7 +175,7 @@ impl Tiering {
         codec: Codec,
     ) {
         let segment = as_written(segment, codec);
-        self.saving.insert(segment.kv, segment.chunk);
+        self.saving.insert(segment.kv, segment.clone());
         self.jobs.push(IoJob::Save { ticket: Some(ticket), segment, data, codec });
     }
 
@@ -186,11 +186,12 @@ impl Tiering {
 
     /// Forgets what is on its way of a chunk, and has the disk erase it. Returns who waited for
     /// what.
-    pub fn erase(&mut self, ticket: Ticket, chunk: ChunkId) -> Vec<(KvId, Vec<SequenceId>)> {
-        self.saving.retain(|_, of| *of != chunk);
-        self.jobs.push(IoJob::Erase { ticket, chunk });
-        let of_chunk = self.loads.extract_if(|_, (of, _)| *of == chunk);
-        of_chunk.map(|(kv, (_, waiting))| (kv, waiting)).collect()
+    pub fn erase(&mut self, ticket: Ticket, kv: KvOf) -> Vec<(KvId, Vec<SequenceId>)> {
+        self.saving.retain(|_, segment| !segment.is_of(&kv));
+        let erased = self.loads.extract_if(|_, (segment, _)| segment.is_of(&kv));
+        let erased = erased.map(|(kv, (_, waiting))| (kv, waiting)).collect();
+        self.jobs.push(IoJob::Erase { ticket, kv });
+        erased
     }
 
     /// What the disk is to do, in order.
@@ -211,7 +212,7 @@ fn as_written(segment: Arc<KvSegment>, codec: Codec) -> Arc<KvSegment> {
 mod tests {
     use super::*;
     use crate::batch::{Batch, RowOutput};
-    use crate::cache::KvIdentity;
+    use crate::cache::{ChunkId, KvIdentity};
 
     /// A segment in the host's memory.
     fn put(tiering: &mut Tiering) -> Arc<KvSegment> {

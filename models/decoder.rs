@@ -89,10 +89,25 @@ impl Decoder {
         kv_cache: &mut KvCache,
         logits_rows: &[u32],
     ) -> TensorResult<Tensor> {
+        let outputs = self.forward_with_hidden(input_ids, metadata, kv_cache, logits_rows, &[])?;
+        Ok(outputs.0)
+    }
+
+    /// The same, and what the last norm makes of `hidden_rows`: (`hidden_rows.len()`, hidden_size).
+    pub fn forward_with_hidden(
+        &self,
+        input_ids: &[u32],
+        metadata: &AttentionMetadata,
+        kv_cache: &mut KvCache,
+        logits_rows: &[u32],
+        hidden_rows: &[u32],
+    ) -> TensorResult<(Tensor, Tensor)> {
         let hidden = self.hidden_states(input_ids, metadata, kv_cache, &mut |_, _| Ok(()))?;
-        let rows = Tensor::from_slice(logits_rows, logits_rows.len(), hidden.device())?;
-        let normed = self.norm.forward(&hidden.index_select(&rows, 0)?)?;
-        self.lm_head.forward(&normed)
+        let normed = |rows: &[u32]| {
+            let rows = Tensor::from_slice(rows, rows.len(), hidden.device())?;
+            self.norm.forward(&hidden.index_select(&rows, 0)?)
+        };
+        Ok((self.lm_head.forward(&normed(logits_rows)?)?, normed(hidden_rows)?))
     }
 
     /// The first part of the network whose output is not all finite, if any.

@@ -49,7 +49,7 @@ fn ask(engine: &mut Engine<ModelRunner>, prompt: Vec<Segment>) -> Answer {
                 }
                 Event::Finished { reuse, .. } => used = reuse,
                 Event::Failed(error) => panic!("{error}"),
-                Event::Prompt { .. } => {}
+                Event::Prompt { .. } | Event::Embedding { .. } => {}
             }
         }
     }

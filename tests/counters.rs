@@ -44,7 +44,7 @@ fn ask(engine: &EngineHandle, prompt: Vec<Segment>) -> Reuse {
         match event {
             Event::Finished { reuse, .. } => return reuse,
             Event::Failed(error) => panic!("{error}"),
-            Event::Token { .. } | Event::Prompt { .. } => {}
+            Event::Token { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
         }
     }
     panic!("no end")
@@ -81,7 +81,7 @@ fn with_a_thousand_chunks_a_toggle_encodes_nothing() {
         context.set_active(index, !active);
         context.set_active(index, active);
     }
-    let resident = engine.residency(context.all_chunks(), KvVariant::Lossless);
+    let resident = engine.residency(context.all_chunks(), "", KvVariant::Lossless);
     assert!(resident.expect("it can be asked").iter().all(|tiers| tiers.device));
     assert_eq!(engine.stats().expect("it runs").encoded_tokens, before, "nothing was encoded");
 
@@ -128,7 +128,7 @@ fn a_pin_is_soft_and_has_a_budget_and_a_time_limit() {
     let place = context.segments_to(0);
     let pin = |seconds| {
         let time = Duration::from_secs(seconds);
-        engine.pin(place.clone(), KvVariant::Lossless, time).expect("it can be asked")
+        engine.pin(place.clone(), "", KvVariant::Lossless, time).expect("it can be asked")
     };
     assert_eq!(pin(60), PinOutcome::Absent);
     ask(&engine, context.encode(0).prompt);
@@ -144,7 +144,7 @@ fn a_pin_is_soft_and_has_a_budget_and_a_time_limit() {
         ask(&engine, context.encode(number).prompt);
         let place = context.segments_to(number);
         let time = Duration::from_secs(60);
-        budget.push(engine.pin(place, KvVariant::Lossless, time).expect("it can be asked"));
+        budget.push(engine.pin(place, "", KvVariant::Lossless, time).expect("it can be asked"));
     }
     let accepted = budget.iter().filter(|&&outcome| outcome == PinOutcome::Accepted).count();
     assert_eq!(accepted, fitting - 1, "the first one is pinned too");
@@ -164,11 +164,66 @@ fn unloading_frees_blocks_and_restoring_brings_the_same_rows_to_others() {
     ask(&engine, context.encode(0).prompt);
     let idle = || engine.stats().expect("it runs").blocks_idle;
     let (before, place) = (idle(), context.segments_to(0));
-    let unloaded = engine.unload(place.clone(), KvVariant::Lossless).expect("it is there");
+    let unloaded = engine.unload(place.clone(), "", KvVariant::Lossless).expect("it is there");
     let blocks = context.entries()[0].chunk.ids.len().div_ceil(engine.plan().block_size);
     assert_eq!((unloaded.blocks, idle()), (blocks, before - blocks));
-    let tiers = engine.residency(place.clone(), KvVariant::Lossless).expect("it can be asked")[0];
+    let tiers =
+        engine.residency(place.clone(), "", KvVariant::Lossless).expect("it can be asked")[0];
     assert_eq!((tiers.device, tiers.host), (false, true));
     let reuse = ask(&engine, place.into_iter().chain(turn()).collect());
     assert_eq!((reuse.host, reuse.encoded), (context.entries()[0].chunk.ids.len(), 1));
+}
+
+#[test]
+fn a_salt_has_its_own_kv_and_loses_no_other() {
+    let engine = engine();
+    let mut context = context(ReusePolicy::Independent);
+    context.load(chunk(&engine, 0), true);
+    let (place, id) = (context.segments_to(0), context.entries()[0].chunk.id);
+    let is_there = |salt| {
+        let tiers = engine.residency(place.clone(), salt, KvVariant::Lossless);
+        let tiers = tiers.expect("it can be asked")[0];
+        tiers.device || tiers.host
+    };
+    let encode = |salt: &str| {
+        let mut request = context.encode(0);
+        request.salt = salt.into();
+        let mut events = engine.submit(request).expect("it is taken");
+        while events.next_blocking().is_some() {}
+    };
+    for salt in ["", "a", "b"] {
+        assert!(!is_there(salt), "not by another's work");
+        encode(salt);
+        assert!(is_there(salt));
+    }
+    engine.unload(place.clone(), "b", KvVariant::Lossless).expect("it is there");
+    assert!(is_there("b"), "in the host");
+    assert!(engine.erase(id, Some("a")).expect("it runs").blocks > 0);
+    assert_eq!(["", "a", "b"].map(is_there), [true, false, true]);
+    engine.forget(id, Some("b")).expect("it runs");
+    assert_eq!(["", "a", "b"].map(is_there), [true, false, false]);
+    encode("a");
+    engine.erase(id, None).expect("it runs");
+    assert_eq!(["", "a", "b"].map(is_there), [false; 3]);
+}
+
+#[test]
+fn statistics_say_where_tokens_came_from_and_what_had_to_go() {
+    let engine = engine_of(4 << 20);
+    let mut context = context(ReusePolicy::Independent);
+    let stats = || engine.stats().expect("it runs");
+    for number in 0..60 {
+        context.load(chunk(&engine, number), true);
+        ask(&engine, context.encode(number).prompt);
+    }
+    let full = stats();
+    assert!(full.evicted_blocks > 0 && full.host_bytes > 0, "{full:?}");
+    assert!(full.device_bytes > 3 << 20 && full.device_bytes <= 4 << 20, "{full:?}");
+    assert_eq!(full.reuse.cached() as u64, full.cached_tokens);
+    assert_eq!((full.restored.from_host, full.reuse.host), (0, 0));
+    ask(&engine, context.segments_to(0).into_iter().chain(turn()).collect());
+    let restored = stats();
+    let tokens = context.entries()[0].chunk.ids.len();
+    assert_eq!((restored.restored.from_host, restored.reuse.host), (1, tokens));
+    assert_eq!(restored.reuse.encoded, full.reuse.encoded + 1, "the turn alone");
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device};
+use strand_engine::model_runner::ModelRunner;
 use strand_engine::{Engine, EngineConfig, Event, Request, Sees, Segment};
 use strand_kernels::{KvDtype, WeightDtype};
 use strand_models::{ModelFiles, ModelSource};
@@ -59,6 +60,12 @@ impl Dense {
 
     /// Log-probabilities after the last token.
     fn forward(&self, ids: &[u32], mask: &Mask) -> Vec<f64> {
+        let hidden = self.hidden(ids, mask);
+        log_softmax(&self.product("model.embed_tokens", &hidden[hidden.len() - 1..].to_vec())[0])
+    }
+
+    /// Behind the last norm.
+    fn hidden(&self, ids: &[u32], mask: &Mask) -> Rows {
         let embed = &self.0["model.embed_tokens.weight"];
         let mut x: Rows = ids.iter().map(|&id| embed[id as usize].clone()).collect();
         for layer in 0..LAYERS {
@@ -80,8 +87,7 @@ impl Dense {
                 .collect();
             add(&mut x, &self.product(&name("mlp.down_proj"), &inner));
         }
-        let last = self.norm("model.norm", &x[x.len() - 1..].to_vec());
-        log_softmax(&self.product("model.embed_tokens", &last)[0])
+        self.norm("model.norm", &x)
     }
 }
 
@@ -193,8 +199,7 @@ fn log_softmax(x: &[f64]) -> Vec<f64> {
     x.iter().map(|x| x - max - sum.ln()).collect()
 }
 
-/// The same through the engine.
-fn through_the_engine(folder: &Path, prompt: Vec<Segment>) -> Vec<f64> {
+fn engine(folder: &Path) -> Engine<ModelRunner> {
     let source = ModelSource::Folder(folder.to_path_buf());
     let files = ModelFiles::open(&source).expect("the fixture is sound");
     let config = EngineConfig {
@@ -204,8 +209,12 @@ fn through_the_engine(folder: &Path, prompt: Vec<Segment>) -> Vec<f64> {
         max_model_len: Some(512),
         ..EngineConfig::default()
     };
-    let mut engine: Engine<_> =
-        strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits").engine;
+    strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits").engine
+}
+
+/// The same through the engine.
+fn through_the_engine(folder: &Path, prompt: Vec<Segment>) -> Vec<f64> {
+    let mut engine = engine(folder);
     let mut request = Request::new(Vec::new());
     request.prompt = prompt;
     request.limits.max_tokens = Some(1);
@@ -281,5 +290,23 @@ fn blended_chunks_equal_a_dense_model_whose_first_rows_see_what_is_before_them()
         for (found, expected) in found.iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-3, "{anchor} {again}: {found} {expected}");
         }
+    }
+}
+
+#[test]
+fn an_embedding_is_the_mean_of_a_dense_models_hidden_states() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/qwen3");
+    let dense = Dense::read(&folder.join("model.safetensors"));
+    let ids = Random::new(6).tokens(75, VOCAB);
+    let hidden = dense.hidden(&ids, &Mask::of(&[Segment::new(ids.clone())], 0));
+    let mean = |column: usize| hidden.iter().map(|row| row[column]).sum::<f64>() / 75.0;
+    let mut engine = engine(&folder);
+    engine.submit(&Request::embedding(ids)).expect("it fits");
+    let events = engine.step().events;
+    let [(_, Event::Embedding { vector })] = &events[..] else { panic!("{events:?}") };
+    assert!(engine.is_idle());
+    assert_eq!(vector.len(), hidden[0].len());
+    for (column, &found) in vector.iter().enumerate() {
+        assert!((f64::from(found) - mean(column)).abs() < 1e-3, "{found} {}", mean(column));
     }
 }

@@ -44,7 +44,7 @@ fn answer(handle: &EngineHandle, request: Request) -> Result<(String, usize, Fin
             }
             Event::Finished { text, reason, .. } => return Ok((all + &text, tokens, reason)),
             Event::Failed(error) => return Err(error),
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } => {}
         }
     }
     panic!("the stream ended without an end");

@@ -93,7 +93,7 @@ fn collect(events: Vec<(RequestId, Event)>, answers: &mut HashMap<RequestId, Ans
                 answers.entry(id).or_default().push((token, bits(&logprobs)));
             }
             Event::Failed(error) => panic!("{error}"),
-            Event::Finished { .. } | Event::Prompt { .. } => {}
+            Event::Finished { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
         }
     }
 }
@@ -266,4 +266,65 @@ fn the_same_prompt_again_computes_one_block_or_what_is_new() {
     assert_eq!(encoded(2000), (2000, 0));
     assert_eq!(encoded(2000), (16, 1984));
     assert_eq!(encoded(2003), (3, 2000));
+}
+
+fn embeddings(engine: &mut Engine<ModelRunner>) -> HashMap<RequestId, Vec<u32>> {
+    let mut found = HashMap::new();
+    while !engine.is_idle() {
+        for (id, event) in engine.step().events {
+            match event {
+                Event::Embedding { vector } => {
+                    let bits = vector.iter().map(|value| value.to_bits()).collect();
+                    assert!(found.insert(id, bits).is_none(), "once");
+                }
+                Event::Failed(error) => panic!("{error}"),
+                _ => {}
+            }
+        }
+        engine.check_invariants();
+    }
+    found
+}
+
+#[test]
+fn an_embedding_is_the_same_bits_alone_and_in_any_schedule() {
+    let architecture = "Qwen3ForCausalLM";
+    for seed in 20..26 {
+        let mut random = Random::new(seed);
+        let prefix = random.tokens(70, VOCAB);
+        let prompts: Vec<Vec<u32>> = (0..6)
+            .map(|_| {
+                let shared = random.between(0, prefix.len());
+                let own = random.between(1, 90);
+                [&prefix[..shared], &random.tokens(own, VOCAB)].concat()
+            })
+            .collect();
+        let alone: Vec<Vec<u32>> = prompts
+            .iter()
+            .map(|prompt| {
+                let mut engine = engine(architecture, &base());
+                engine.submit(&Request::embedding(prompt.clone())).expect("it fits");
+                embeddings(&mut engine).into_values().next().expect("one")
+            })
+            .collect();
+        // few blocks, so that some give way in the middle; other requests fill the cache
+        let row = 2 * 2 * 2 * 16 * 2; // layers x (K, V) x heads x head_dim x bytes
+        let kv_memory = Some(340 * row);
+        let config =
+            EngineConfig { kv_memory, max_model_len: Some(170), ..random_config(&mut random) };
+        let mut engine = engine(architecture, &config);
+        for _ in 0..2 {
+            let ids: Vec<RequestId> = prompts
+                .iter()
+                .map(|prompt| {
+                    engine.submit(&request(prompt, 8)).expect("it fits");
+                    engine.submit(&Request::embedding(prompt.clone())).expect("it fits")
+                })
+                .collect();
+            let found = embeddings(&mut engine);
+            for (id, alone) in ids.iter().zip(&alone) {
+                assert!(found[id] == *alone, "seed {seed}, {config:?}");
+            }
+        }
+    }
 }

@@ -74,7 +74,7 @@ fn choices(mut events: EventStream, n: usize) -> Result<Vec<Answer>, Error> {
                 answer.reason = Some(reason);
             }
             Event::Failed(error) => return Err(error),
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } => {}
         }
     }
     Ok(answers)

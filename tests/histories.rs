@@ -81,7 +81,7 @@ impl Stepped {
                     }
                     Event::Finished { reuse, .. } => used = reuse,
                     Event::Failed(error) => panic!("{error}"),
-                    Event::Prompt { .. } => {}
+                    Event::Prompt { .. } | Event::Embedding { .. } => {}
                 }
             }
         }
@@ -191,12 +191,12 @@ impl History {
             }
             12 => {
                 let place = self.context.segments_to(index);
-                let unloaded = self.stepped.engine.unload(place, KvVariant::Lossless);
+                let unloaded = self.stepped.engine.unload(place, "", KvVariant::Lossless);
                 self.seen.unloaded += usize::from(unloaded.is_ok());
             }
             _ => {
                 let id = self.context.entries()[index].chunk.id;
-                self.stepped.engine.erase(id);
+                self.stepped.engine.erase(id, None);
                 self.context.remove(index);
             }
         }
@@ -206,7 +206,7 @@ impl History {
     fn save(&mut self, index: usize) {
         let place = self.context.segments_to(index);
         let codec = [Codec::Raw, Codec::Planes][self.random.between(0, 2)];
-        if self.stepped.engine.save(place, codec).is_ok() {
+        if self.stepped.engine.save(place, "", codec).is_ok() {
             let outcome = self.stepped.settle();
             assert!(matches!(outcome, Some(Outcome::Saved(Ok(_)))), "{outcome:?}");
             self.seen.saved += 1;

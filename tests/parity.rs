@@ -187,7 +187,7 @@ fn greedy(engine: &mut Engine<ModelRunner>, prompts: &[Vec<u32>]) -> Vec<Vec<u32
             match event {
                 Event::Token { token, .. } => outputs.entry(id).or_default().push(token),
                 Event::Failed(error) => panic!("{error}"),
-                Event::Finished { .. } | Event::Prompt { .. } => {}
+                Event::Finished { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
             }
         }
     }

@@ -3,10 +3,11 @@
 //! entries, so a wrong block, or a right one with a wrong past, shows as a wrong token.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use strand_engine::batch::{Batch, BatchRow, RowOutput, Runner, Sampled};
-use strand_engine::cache::{ChunkId, KvId, KvVariant};
+use strand_engine::cache::{ChunkId, KvId, KvSegment, KvVariant};
 use strand_engine::sequence::RequestId;
 use strand_engine::store::{Codec, SavedFile};
 use strand_engine::{
@@ -19,6 +20,8 @@ use crate::random::Random;
 
 const VOCAB: usize = 50;
 const EOS: u32 = 7;
+/// Whose KV it is: three of four requests have the first.
+const SALTS: [&str; 2] = ["", "other"];
 
 /// A KV row: what its token is and what it saw, as a digest, and where it was rotated.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,7 +77,7 @@ impl FakeRunner {
             .sample
             .as_ref()
             .map(|wanted| Sampled { token: next_token(state, wanted.choice), logprobs: None });
-        RowOutput { id: row.id, sampled, prompt_logprobs: Vec::new() }
+        RowOutput { id: row.id, sampled, prompt_logprobs: Vec::new(), hidden: Vec::new() }
     }
 }
 
@@ -206,7 +209,7 @@ fn request(random: &mut Random, plan: &EnginePlan, texts: &[Vec<u32>]) -> Reques
         sampling,
         limits,
         priority: random.between(0, 3) as i32,
-        salt: String::new(),
+        salt: SALTS[random.between(0, 4) / 3].into(),
         restore: Restore::ALL[random.between(0, 3)],
         allow_lossy: false,
     }
@@ -304,7 +307,7 @@ struct Live {
 /// Files that take their time, fail now and then, and are read in any order.
 #[derive(Default)]
 struct Disk {
-    files: HashMap<KvId, (ChunkId, SegmentKv)>,
+    files: HashMap<KvId, (Arc<KvSegment>, SegmentKv)>,
     writes: VecDeque<IoJob>,
     reads: Vec<IoJob>,
 }
@@ -339,14 +342,14 @@ impl Disk {
                 IoDone::Saved { ticket, segment, result, removed: Vec::new() }
             }
             IoJob::Save { ticket, segment, data, .. } => {
-                self.files.insert(segment.kv, (segment.chunk, (*data).clone()));
+                self.files.insert(segment.kv, (segment.clone(), (*data).clone()));
                 let (kv_id, bytes) = (segment.kv, data.num_bytes());
                 let saved =
                     SavedFile { kv_id, file_bytes: bytes, payload_bytes: bytes, raw_bytes: bytes };
                 IoDone::Saved { ticket, segment, result: Ok(saved), removed: Vec::new() }
             }
-            IoJob::Erase { ticket, chunk } => {
-                self.files.retain(|_, (of, _)| *of != chunk);
+            IoJob::Erase { ticket, kv } => {
+                self.files.retain(|_, (segment, _)| !segment.is_of(&kv));
                 IoDone::Erased { ticket, result: Ok(()) }
             }
         })
@@ -368,6 +371,12 @@ struct Seen {
     unloaded: u64,
     pinned: u64,
     reuse: Reuse,
+}
+
+/// A chunk, and whose KV of it.
+fn what_to_erase(random: &mut Random) -> (ChunkId, Option<&'static str>) {
+    let chunk = chunk_id(random.between(0, 3), 0, [1, 4, 9][random.between(0, 3)]);
+    (chunk, [None, Some(SALTS[0]), Some(SALTS[1])][random.between(0, 3)])
 }
 
 fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
@@ -401,23 +410,23 @@ fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
             seen.cancelled += 1;
         }
         if random.chance(5) {
-            let chunk = chunk_id(random.between(0, 3), 0, [1, 4, 9][random.between(0, 3)]);
-            seen.erased_blocks += engine.erase(chunk).0.blocks;
-            assert_eq!(engine.erase(chunk).0.blocks, 0, "erased is erased");
+            let (chunk, salt) = what_to_erase(&mut random);
+            seen.erased_blocks += engine.erase(chunk, salt).0.blocks;
+            assert_eq!(engine.erase(chunk, salt).0.blocks, 0, "erased is erased");
         }
         if random.chance(5) {
             let placed = vec![self::chunk(&mut random, &texts)];
             let (time, now) = (random.between(0, 50) as u64, seen.steps);
             let (time, now) = (Duration::from_secs(time), Duration::from_secs(now));
-            let outcome = engine.pin(placed, KvVariant::Lossless, time, now);
+            let outcome = engine.pin(placed, "", KvVariant::Lossless, time, now);
             seen.pinned += u64::from(outcome.is_ok_and(|outcome| outcome == PinOutcome::Accepted));
         }
         if random.chance(10) {
             let placed = vec![self::chunk(&mut random, &texts)];
             match random.chance(50) {
-                true => seen.saved += u64::from(engine.save(placed, Codec::Raw).is_ok()),
+                true => seen.saved += u64::from(engine.save(placed, "", Codec::Raw).is_ok()),
                 false => {
-                    let unloaded = engine.unload(placed, KvVariant::Lossless);
+                    let unloaded = engine.unload(placed, "", KvVariant::Lossless);
                     seen.unloaded += u64::from(unloaded.is_ok());
                 }
             }
@@ -477,7 +486,7 @@ fn step(
                 live.remove(&id);
                 seen.failed += 1;
             }
-            Event::Prompt { .. } => panic!("nobody asked for it"),
+            Event::Prompt { .. } | Event::Embedding { .. } => panic!("nobody asked for it"),
         }
     }
 }

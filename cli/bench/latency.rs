@@ -96,7 +96,7 @@ fn watch(mut stream: EventStream, started: Instant) -> Result<Vec<f64>, Error> {
             Event::Token { .. } => times.push(started.elapsed().as_secs_f64()),
             Event::Finished { .. } => return Ok(times),
             Event::Failed(error) => return Err(error),
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } => {}
         }
     }
     Err(Error::Stopped)

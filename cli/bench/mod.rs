@@ -115,7 +115,7 @@ impl Bench {
                     return Ok(Answer { first_token_seconds, tokens, reuse, exactness });
                 }
                 Event::Failed(error) => return Err(error.into()),
-                Event::Prompt { .. } => {}
+                Event::Prompt { .. } | Event::Embedding { .. } => {}
             }
         }
         Err(Error::Stopped.into())

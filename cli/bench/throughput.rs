@@ -128,7 +128,7 @@ fn answer(bench: &Bench, requests: Vec<Request>) -> Result<(Duration, usize)> {
                 Event::Token { .. } => tokens += 1,
                 Event::Finished { .. } => finished = true,
                 Event::Failed(error) => return Err(error.into()),
-                Event::Prompt { .. } => {}
+                Event::Prompt { .. } | Event::Embedding { .. } => {}
             }
         }
         if !finished {

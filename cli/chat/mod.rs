@@ -158,7 +158,7 @@ impl Chat {
 
     /// Where the last segment of a prompt has its KV.
     fn tiers(&self, prompt: Vec<Segment>) -> Result<TiersOf> {
-        let tiers = self.engine.residency(prompt, self.codec.variant())?;
+        let tiers = self.engine.residency(prompt, "", self.codec.variant())?;
         Ok(*tiers.last().expect("a prompt has segments"))
     }
 
@@ -167,7 +167,8 @@ impl Chat {
         if self.context.entries().is_empty() {
             return Ok(Vec::new());
         }
-        let mut tiers = self.engine.residency(self.context.all_chunks(), self.codec.variant())?;
+        let mut tiers =
+            self.engine.residency(self.context.all_chunks(), "", self.codec.variant())?;
         Ok(tiers.split_off(tiers.len() - self.context.entries().len()))
     }
 

@@ -95,6 +95,7 @@ impl Generation {
         let number = |choice: u32| prompt * self.n + choice as usize;
         Ok(match event {
             Event::Prompt { logprobs } => Piece::Prompt { prompt, logprobs },
+            Event::Embedding { .. } => unreachable!("an answer was asked for"),
             Event::Token { choice, token, text, logprobs } => {
                 Piece::Token { choice: number(choice), token, text, logprobs }
             }

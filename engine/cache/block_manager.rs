@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::{BlockHash, BlockId, ChunkId, KvId, KvSegment};
+use super::{BlockHash, BlockId, ChunkId, KvId, KvOf, KvSegment};
 
 /// A block's life: `Free -> Filling -> Sealed -> Idle -> Free`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,9 +40,7 @@ type IdleRank = (u64, u64);
 struct Identity {
     hash: BlockHash,
     tokens: Box<[u32]>,
-    chunk: Option<ChunkId>,
-    /// The whole of which it is a part, if other tiers may hold that too.
-    segment: Option<Arc<KvSegment>>,
+    owner: Owner,
     uses: u64,
 }
 
@@ -50,6 +48,8 @@ struct Identity {
 #[derive(Debug, Clone, Default)]
 pub struct Owner {
     pub chunk: Option<ChunkId>,
+    pub salt: Arc<[u8]>,
+    /// The whole of which it is a part, if other tiers may hold that too.
     pub segment: Option<Arc<KvSegment>>,
 }
 
@@ -71,6 +71,8 @@ pub struct BlockManager {
     clock: u64,
     arrivals: u64,
     departures: Vec<Departure>,
+    /// Idle blocks that lost what they held to who needed them, so far.
+    evictions: u64,
     /// Segments whose idle blocks go last.
     pinned: HashSet<KvId>,
 }
@@ -91,6 +93,7 @@ impl BlockManager {
             clock: 0,
             arrivals: 0,
             departures: Vec::new(),
+            evictions: 0,
             pinned: HashSet::new(),
         }
     }
@@ -107,6 +110,10 @@ impl BlockManager {
     /// Blocks that nobody uses but can still be found.
     pub fn num_idle(&self) -> usize {
         self.idle.len()
+    }
+
+    pub fn evictions(&self) -> u64 {
+        self.evictions
     }
 
     pub fn state(&self, id: BlockId) -> BlockState {
@@ -133,8 +140,9 @@ impl BlockManager {
     fn evict(&mut self) -> BlockId {
         let (rank, id) = self.idle.pop_first().expect("the caller counted the available blocks");
         self.clock = rank.0 % PINNED;
+        self.evictions += 1;
         let identity = self.blocks[id.0 as usize].identity.as_ref();
-        if let Some(segment) = identity.and_then(|identity| identity.segment.clone())
+        if let Some(segment) = identity.and_then(|identity| identity.owner.segment.clone())
             && let Some(blocks) = self.blocks_of(&segment)
         {
             self.departures.push(Departure { segment, blocks });
@@ -194,18 +202,18 @@ impl BlockManager {
             return;
         }
         self.by_hash.insert(hash, id);
-        let Owner { chunk, segment } = owner;
-        block.identity = Some(Identity { hash, tokens: tokens.into(), chunk, segment, uses: 1 });
+        block.identity = Some(Identity { hash, tokens: tokens.into(), owner, uses: 1 });
         block.state = BlockState::Sealed;
     }
 
     /// Makes every block of a chunk unfindable, whatever it saw. Idle ones are free at once,
     /// those in use when their last user has left. Returns how many there were.
-    pub fn erase(&mut self, chunk: ChunkId) -> usize {
-        let of_chunk = |block: &Block| {
-            block.identity.as_ref().is_some_and(|identity| identity.chunk == Some(chunk))
+    pub fn erase(&mut self, kv: &KvOf) -> usize {
+        let is_of = |block: &Block| {
+            let owner = block.identity.as_ref().map(|identity| &identity.owner);
+            owner.is_some_and(|owner| owner.chunk.is_some_and(|id| kv.includes(id, &owner.salt)))
         };
-        let ids = (0..self.blocks.len()).filter(|&index| of_chunk(&self.blocks[index]));
+        let ids = (0..self.blocks.len()).filter(|&index| is_of(&self.blocks[index]));
         let ids: Vec<BlockId> = ids.map(|index| BlockId(index as u32)).collect();
         ids.iter().for_each(|&id| self.drop_identity(id));
         ids.len()
@@ -254,7 +262,7 @@ impl BlockManager {
     fn rank(&mut self, id: BlockId) {
         let block = &mut self.blocks[id.0 as usize];
         let identity = block.identity.as_ref().expect("an idle block has an identity");
-        let segment = identity.segment.as_ref();
+        let segment = identity.owner.segment.as_ref();
         let is_pinned = segment.is_some_and(|segment| self.pinned.contains(&segment.kv));
         let value = self.clock + identity.uses + if is_pinned { PINNED } else { 0 };
         block.rank = (value, self.arrivals);
@@ -371,13 +379,19 @@ mod tests {
     fn an_erased_chunk_is_found_no_more_and_leaves_with_its_last_user() {
         let mut manager = BlockManager::new(3);
         let (chunk, other) = (ChunkId::of(b"a"), ChunkId::of(b"b"));
-        let of = |chunk| Owner { chunk: Some(chunk), segment: None };
+        let of = |chunk, salt: &[u8]| Owner {
+            chunk: Some(chunk),
+            salt: salt.into(),
+            ..Owner::default()
+        };
         let table = manager.try_allocate(3).expect("three are free");
-        manager.seal(table[0], name(&[1]), &[1], of(chunk));
-        manager.seal(table[1], name(&[2]), &[2], of(chunk));
-        manager.seal(table[2], name(&[3]), &[3], of(other));
+        manager.seal(table[0], name(&[1]), &[1], of(chunk, b"x\0narrower"));
+        manager.seal(table[1], name(&[2]), &[2], of(chunk, b"y\0"));
+        manager.seal(table[2], name(&[3]), &[3], of(other, b"x\0"));
         manager.release(vec![table[0], table[2]]);
-        assert_eq!(manager.erase(chunk), 2);
+        assert_eq!(manager.erase(&KvOf::new(chunk, Some(""))), 0, "it has none");
+        assert_eq!(manager.erase(&KvOf::new(chunk, Some("x\0"))), 1, "its other salts too");
+        assert_eq!(manager.erase(&KvOf::new(chunk, None)), 1, "the rest of it");
         assert_eq!(manager.state(table[0]), BlockState::Free);
         assert_eq!(manager.acquire(name(&[2]), &[2]), None);
         manager.check_invariants([&table[1..2]].into_iter());
@@ -426,7 +440,7 @@ mod tests {
         let table = manager.try_allocate(4).expect("four are free");
         for (token, &id) in (1..).zip(&table) {
             let segment = (token < 3).then(|| pinned.clone());
-            manager.seal(id, name(&[token]), &[token], Owner { chunk: None, segment });
+            manager.seal(id, name(&[token]), &[token], Owner { segment, ..Owner::default() });
         }
         manager.release(table.clone());
         manager.set_pinned(&pinned, true);
@@ -444,7 +458,7 @@ mod tests {
         let table = manager.try_allocate(3).expect("three are free");
         for (token, &id) in (1..).zip(&table) {
             let segment = (token < 3).then(|| pinned.clone());
-            manager.seal(id, name(&[token]), &[token], Owner { chunk: None, segment });
+            manager.seal(id, name(&[token]), &[token], Owner { segment, ..Owner::default() });
         }
         let other = manager.acquire(name(&[3]), &[3]).expect("it is there");
         manager.set_pinned(&pinned, true);
@@ -462,7 +476,7 @@ mod tests {
         let table = manager.try_allocate(2).expect("three are free");
         let hashes = [name(&[1]), name(&[2])];
         let segment = segment([1, 2]);
-        let owner = || Owner { chunk: Some(segment.chunk), segment: Some(segment.clone()) };
+        let owner = || Owner { segment: Some(segment.clone()), ..Owner::default() };
         manager.seal(table[0], hashes[0], &[1], owner());
         assert_eq!(manager.blocks_of(&segment), None);
         manager.seal(table[1], hashes[1], &[2], owner());

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::tenant::tenant_of;
+
 use super::{BlockHash, ChunkId, KvId, KvIdentity, KvVariant};
 
 /// What the rows of a chunk's segment are, wherever they lie.
@@ -21,7 +23,44 @@ pub struct KvSegment {
     pub hashes: Box<[BlockHash]>,
 }
 
+/// The KV of a chunk: a tenant's, whatever narrows its salts, or everybody's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvOf {
+    pub chunk: ChunkId,
+    pub tenant: Option<String>,
+}
+
+impl KvOf {
+    /// That of the tenant whose salt this is, or without one everybody's.
+    pub fn new(chunk: ChunkId, salt: Option<&str>) -> Self {
+        Self { chunk, tenant: salt.map(|salt| tenant_of(salt).to_owned()) }
+    }
+
+    /// Whether it includes what a chunk has under a salt.
+    pub fn includes(&self, chunk: ChunkId, salt: &[u8]) -> bool {
+        self.chunk == chunk && self.has_salt(salt)
+    }
+
+    pub fn has_salt(&self, salt: &[u8]) -> bool {
+        let salt = String::from_utf8_lossy(salt);
+        self.tenant.as_ref().is_none_or(|tenant| tenant == tenant_of(&salt))
+    }
+
+    pub fn has_tenant(&self, tenant: &str) -> bool {
+        self.tenant.as_ref().is_none_or(|own| own == tenant)
+    }
+}
+
 impl KvSegment {
+    /// Whose it is, as its salt says.
+    pub fn tenant(&self) -> String {
+        tenant_of(&String::from_utf8_lossy(&self.identity.salt)).to_owned()
+    }
+
+    pub fn is_of(&self, kv: &KvOf) -> bool {
+        kv.includes(self.chunk, &self.identity.salt)
+    }
+
     /// The same rows after a lossy codec: another name.
     pub fn approximated(&self) -> Self {
         let variant = KvVariant::Int8;

@@ -16,9 +16,9 @@ pub use block_manager::{BlockManager, BlockState, Departure, Owner};
 pub use chain::BlockHash;
 pub use chunk_id::ChunkId;
 pub use kv_id::{KvId, KvIdentity, KvRoot, KvVariant};
-pub use kv_segment::KvSegment;
+pub use kv_segment::{KvOf, KvSegment};
 pub use layout::{Layout, Sees, SegmentLayout};
-pub use tiers::{Tier, Tiers, TiersOf};
+pub use tiers::{DiskFile, Tier, Tiers, TiersOf};
 
 /// A physical block of KV rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

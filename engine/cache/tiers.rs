@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{ChunkId, KvId, KvSegment};
+use super::{ChunkId, KvId, KvOf, KvSegment};
 
 /// Where KV lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,6 +44,15 @@ impl TiersOf {
     }
 }
 
+/// A file of KV, as far as it matters whether it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFile {
+    pub kv: KvId,
+    pub chunk: ChunkId,
+    pub tenant: String,
+    pub bytes: u64,
+}
+
 #[derive(Debug)]
 struct HostEntry {
     segment: Arc<KvSegment>,
@@ -62,8 +71,10 @@ pub struct Tiers {
     /// So many keys cost attention as much as all products of a token cost.
     attention_scale: f64,
     host: HashMap<KvId, HostEntry>,
-    disk: HashMap<KvId, ChunkId>,
+    disk: HashMap<KvId, DiskFile>,
     clock: f64,
+    /// Segments that left the host for lack of room, so far.
+    evictions: u64,
 }
 
 impl Tiers {
@@ -75,6 +86,7 @@ impl Tiers {
             host: HashMap::new(),
             disk: HashMap::new(),
             clock: 0.0,
+            evictions: 0,
         }
     }
 
@@ -86,6 +98,14 @@ impl Tiers {
         self.host_bytes
     }
 
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk.values().map(|file| file.bytes).sum()
+    }
+
+    pub fn evictions(&self) -> u64 {
+        self.evictions
+    }
+
     pub fn in_host(&self, kv: KvId) -> bool {
         self.host.contains_key(&kv)
     }
@@ -94,8 +114,8 @@ impl Tiers {
         self.disk.contains_key(&kv)
     }
 
-    pub fn put_disk(&mut self, kv: KvId, chunk: ChunkId) {
-        self.disk.insert(kv, chunk);
+    pub fn put_disk(&mut self, file: DiskFile) {
+        self.disk.insert(file.kv, file);
     }
 
     pub fn forget_disk(&mut self, kv: KvId) {
@@ -156,6 +176,7 @@ impl Tiers {
             self.clock = self.value(least);
             let segment = least.segment.clone();
             self.remove_host(segment.kv);
+            self.evictions += 1;
             gone.push(segment);
         }
         gone
@@ -169,14 +190,14 @@ impl Tiers {
     }
 
     /// Forgets a chunk's KV everywhere. Returns what the host held.
-    pub fn erase(&mut self, chunk: ChunkId) -> Vec<KvId> {
-        self.disk.retain(|_, of| *of != chunk);
-        self.forget(chunk)
+    pub fn erase(&mut self, kv: &KvOf) -> Vec<KvId> {
+        self.disk.retain(|_, file| file.chunk != kv.chunk || !kv.has_tenant(&file.tenant));
+        self.forget(kv)
     }
 
     /// The same, but for the disk.
-    pub fn forget(&mut self, chunk: ChunkId) -> Vec<KvId> {
-        let in_host = self.host.values().filter(|entry| entry.segment.chunk == chunk);
+    pub fn forget(&mut self, kv: &KvOf) -> Vec<KvId> {
+        let in_host = self.host.values().filter(|entry| entry.segment.is_of(kv));
         let gone: Vec<KvId> = in_host.map(|entry| entry.segment.kv).collect();
         for &kv in &gone {
             self.remove_host(kv);
@@ -245,8 +266,10 @@ mod tests {
         let mut tiers = Tiers::new(200, 1000.0);
         let a = segment(1, 10, 0);
         tiers.put_host(a.clone(), 100);
-        tiers.put_disk(a.kv, a.chunk);
-        assert_eq!(tiers.erase(a.chunk), [a.kv]);
+        tiers.put_disk(DiskFile { kv: a.kv, chunk: a.chunk, tenant: String::new(), bytes: 70 });
+        assert!(tiers.erase(&KvOf::new(a.chunk, Some("another\0"))).is_empty());
+        assert_eq!((tiers.disk_bytes(), tiers.in_host(a.kv)), (70, true));
+        assert_eq!(tiers.erase(&KvOf::new(a.chunk, None)), [a.kv]);
         assert!(!tiers.in_host(a.kv) && !tiers.on_disk(a.kv));
         assert_eq!(tiers.host_bytes(), 0);
     }

@@ -45,12 +45,13 @@ impl<R: Runner> Engine<R> {
     pub fn pin(
         &mut self,
         prompt: Vec<Segment>,
+        salt: &str,
         accepted: KvVariant,
         time: Duration,
         now: Duration,
     ) -> Result<PinOutcome, Error> {
         self.expire_pins(now);
-        let segment = self.last_chunk(prompt, accepted)?;
+        let segment = self.last_chunk(prompt, salt, accepted)?;
         if self.scheduler.blocks().blocks_of(&segment).is_none() {
             return Ok(PinOutcome::Absent);
         }

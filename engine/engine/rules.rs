@@ -28,7 +28,8 @@ impl<R: Runner> Engine<R> {
         }
         at_least("max_tokens", limits.max_tokens.unwrap_or(1), 1)?;
         at_least("n", limits.n as usize, 1)?;
-        at_most("n", limits.n as usize, self.plan.max_queue.min(MAX_N as usize))?;
+        let max_n = if limits.embed { 1 } else { self.plan.max_queue.min(MAX_N as usize) };
+        at_most("n", limits.n as usize, max_n)?;
         at_most("segments", request.prompt.len(), usize::from(u16::MAX))?;
         // a chunk may have seen more than is shown now, and has its positions behind that
         let longest = longest_view(&request.prompt, self.plan.block_size);
@@ -70,6 +71,7 @@ impl<R: Runner> Engine<R> {
             stop_token_ids: stops.filter(|&token| (token as usize) < vocab_size).collect(),
             logprobs: limits.logprobs.map(|top| top as usize),
             prompt_logprobs: limits.prompt_logprobs.map(|top| top as usize),
+            embed: limits.embed,
         })
     }
 

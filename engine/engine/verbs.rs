@@ -1,12 +1,13 @@
 //! What can be done to a chunk's KV besides using it: ask where it is, save, unload, erase.
 //!
-//! A verb speaks of the last segment of a prompt, as a context would place the chunk now.
+//! A verb speaks of the last segment of a prompt, as a context would place the chunk now, under a
+//! salt.
 
 use std::sync::Arc;
 
 use super::{Engine, Outcome};
 use crate::batch::Runner;
-use crate::cache::{ChunkId, KvSegment, KvVariant, TiersOf};
+use crate::cache::{ChunkId, DiskFile, KvOf, KvSegment, KvVariant, TiersOf};
 use crate::error::Error;
 use crate::request::{Request, Segment};
 use crate::scheduler::slots;
@@ -35,21 +36,27 @@ impl<R: Runner> Engine<R> {
     pub fn residency(
         &self,
         prompt: Vec<Segment>,
+        salt: &str,
         accepted: KvVariant,
     ) -> Result<Vec<TiersOf>, Error> {
         let count = prompt.len();
-        let mut sequence = self.probe(prompt, accepted)?;
+        let mut sequence = self.probe(prompt, salt, accepted)?;
         let mut tiers = self.scheduler.residency(&mut sequence);
         tiers.truncate(count);
         Ok(tiers)
     }
 
     /// Starts to write the KV of a prompt's last segment to the disk.
-    pub fn save(&mut self, prompt: Vec<Segment>, codec: Codec) -> Result<Ticket, Error> {
+    pub fn save(
+        &mut self,
+        prompt: Vec<Segment>,
+        salt: &str,
+        codec: Codec,
+    ) -> Result<Ticket, Error> {
         if !self.tiering.has_disk() {
             return Err(Error::NoStore { reason: "there is no data folder".into() });
         }
-        let segment = self.last_chunk(prompt, KvVariant::Lossless)?;
+        let segment = self.last_chunk(prompt, salt, KvVariant::Lossless)?;
         let data = match self.tiering.get(segment.kv) {
             Some(data) => data.clone(),
             None => Arc::new(self.gather(&segment)?),
@@ -60,8 +67,13 @@ impl<R: Runner> Engine<R> {
     }
 
     /// Moves the KV of a prompt's last segment from the pool to the host.
-    pub fn unload(&mut self, prompt: Vec<Segment>, accepted: KvVariant) -> Result<Unloaded, Error> {
-        let segment = self.last_chunk(prompt, accepted)?;
+    pub fn unload(
+        &mut self,
+        prompt: Vec<Segment>,
+        salt: &str,
+        accepted: KvVariant,
+    ) -> Result<Unloaded, Error> {
+        let segment = self.last_chunk(prompt, salt, accepted)?;
         let bytes = segment.tokens.len() as u64 * self.plan.token_bytes();
         if !self.scheduler.tiers().in_host(segment.kv) {
             if !self.scheduler.tiers().has_room(bytes) {
@@ -75,13 +87,15 @@ impl<R: Runner> Engine<R> {
     }
 
     /// Makes a chunk's KV unfindable in the pool and the host at once, and starts to erase it
-    /// from the disk. Requests that use it now go on.
-    pub fn erase(&mut self, chunk: ChunkId) -> (Erased, Option<Ticket>) {
-        let (blocks, in_host) = self.scheduler.erase(chunk);
+    /// from the disk, with its text: a tenant's, whose salt this is, or everybody's. Requests that
+    /// use it now go on.
+    pub fn erase(&mut self, chunk: ChunkId, salt: Option<&str>) -> (Erased, Option<Ticket>) {
+        let kv = KvOf::new(chunk, salt);
+        let (blocks, in_host) = self.scheduler.erase(&kv);
         in_host.into_iter().for_each(|kv| self.tiering.remove(kv));
         let ticket = self.tiering.has_disk().then(|| self.ticket());
         if let Some(ticket) = ticket {
-            for (kv, waiting) in self.tiering.erase(ticket, chunk) {
+            for (kv, waiting) in self.tiering.erase(ticket, kv) {
                 waiting.into_iter().for_each(|id| self.scheduler.loaded(id, kv));
             }
         }
@@ -89,8 +103,8 @@ impl<R: Runner> Engine<R> {
     }
 
     /// Makes a chunk's KV unfindable in the pool and the host; files stay.
-    pub fn forget(&mut self, chunk: ChunkId) -> Erased {
-        let (blocks, in_host) = self.scheduler.forget(chunk);
+    pub fn forget(&mut self, chunk: ChunkId, salt: Option<&str>) -> Erased {
+        let (blocks, in_host) = self.scheduler.forget(&KvOf::new(chunk, salt));
         in_host.into_iter().for_each(|kv| self.tiering.remove(kv));
         Erased { blocks }
     }
@@ -109,8 +123,13 @@ impl<R: Runner> Engine<R> {
             }
             IoDone::Saved { ticket, segment, result, removed } => {
                 removed.into_iter().for_each(|kv| self.scheduler.tiers_mut().forget_disk(kv));
-                if self.tiering.saved(segment.kv) && result.is_ok() {
-                    self.scheduler.tiers_mut().put_disk(segment.kv, segment.chunk);
+                if let (true, Ok(saved)) = (self.tiering.saved(segment.kv), &result) {
+                    self.scheduler.tiers_mut().put_disk(DiskFile {
+                        kv: segment.kv,
+                        chunk: segment.chunk,
+                        tenant: segment.tenant(),
+                        bytes: saved.file_bytes,
+                    });
                 }
                 ticket.map(|ticket| (ticket, Outcome::Saved(result)))
             }
@@ -167,16 +186,22 @@ impl<R: Runner> Engine<R> {
     pub(super) fn last_chunk(
         &self,
         prompt: Vec<Segment>,
+        salt: &str,
         accepted: KvVariant,
     ) -> Result<Arc<KvSegment>, Error> {
         let last = prompt.len().checked_sub(1).ok_or(Error::EmptyPrompt)?;
-        let sequence = self.probe(prompt, accepted)?;
+        let sequence = self.probe(prompt, salt, accepted)?;
         let named = sequence.kv(last as u16).cloned();
         named.ok_or_else(|| Error::NoKv { chunk: "of no name".into() })
     }
 
     /// A sequence that is never run. A token behind the prompt ends its last segment.
-    fn probe(&self, mut prompt: Vec<Segment>, accepted: KvVariant) -> Result<Sequence, Error> {
+    fn probe(
+        &self,
+        mut prompt: Vec<Segment>,
+        salt: &str,
+        accepted: KvVariant,
+    ) -> Result<Sequence, Error> {
         if prompt.iter().any(|segment| segment.tokens.is_empty()) {
             return Err(Error::EmptyPrompt);
         }
@@ -184,6 +209,7 @@ impl<R: Runner> Engine<R> {
         prompt.push(Segment::new(vec![0]));
         let mut request = Request::new(Vec::new());
         request.prompt = prompt;
+        request.salt = salt.into();
         let roots = Roots::new(&self.identity, &request);
         let id = SequenceId(u64::MAX); // named nowhere
         let rules = Arc::new(Rules::default());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::batch::BlockMove;
 use crate::cache::{BlockId, BlockManager, KvId, KvSegment, Owner, Tiers};
 use crate::request::Reuse;
-use crate::scheduler::SchedulerLimits;
+use crate::scheduler::{Restored, SchedulerLimits};
 use crate::sequence::Sequence;
 
 /// One sequence's way to its blocks, and what must move for it.
@@ -18,6 +18,7 @@ pub struct Admission<'a> {
     /// To be carried out in this order before the next forward.
     pub moves: Vec<BlockMove>,
     pub reuse: Reuse,
+    pub restored: Restored,
 }
 
 /// A segment, some of whose blocks come back from the host.
@@ -32,7 +33,8 @@ impl<'a> Admission<'a> {
         tiers: &'a mut Tiers,
         limits: SchedulerLimits,
     ) -> Self {
-        Self { blocks, tiers, limits, moves: Vec::new(), reuse: Reuse::default() }
+        let (reuse, restored) = (Reuse::default(), Restored::default());
+        Self { blocks, tiers, limits, moves: Vec::new(), reuse, restored }
     }
 
     /// Gives a waiting sequence all blocks that are there and those of its next tokens, at most
@@ -95,7 +97,7 @@ impl<'a> Admission<'a> {
     /// Takes every block of the sequence that is in the pool; at least one token is left to
     /// compute. Names what the host has of the rest, and leaves what it hasn't as `todo`.
     fn acquire(&mut self, sequence: &mut Sequence) -> Vec<Onboarding> {
-        let computes_all = sequence.owes_prompt_logprobs();
+        let computes_all = sequence.owes_rows();
         sequence.name_blocks();
         let len = sequence.len();
         let Sequence { layout, table, tokens, hashes, kv, .. } = &mut *sequence;
@@ -160,13 +162,17 @@ impl<'a> Admission<'a> {
         let new = self.allocate(onboarding.blocks.len()).expect("the blocks were counted");
         let segment = &onboarding.segment;
         self.tiers.used(segment.kv);
+        let fetched = sequence.fetched.contains(&segment.kv);
+        let restored = &mut self.restored;
+        *(if fetched { &mut restored.from_disk } else { &mut restored.from_host }) += 1;
         for (&block, id) in onboarding.blocks.iter().zip(new) {
             let tokens = sequence.layout.tokens(block);
             let start = sequence.layout.tokens_of(sequence.layout.segment(block)).start;
             let rows = slots(&[id], tokens.len(), self.limits.block_size);
             self.onboard_rows(segment.kv, tokens.start - start, rows);
             sequence.table[block] = Some(id);
-            let owner = Owner { chunk: Some(segment.chunk), segment: Some(segment.clone()) };
+            let (chunk, salt) = (Some(segment.chunk), sequence.salt.clone());
+            let owner = Owner { chunk, salt, segment: Some(segment.clone()) };
             let hash = sequence.hash(block);
             self.blocks.seal(id, hash, &sequence.tokens[tokens], owner);
         }

@@ -15,7 +15,8 @@ pub fn rows(sequence: &Sequence, count: usize, block_size: usize) -> Vec<BatchRo
     let reaches_the_end = count == sequence.num_todo();
     let mut rows: Vec<BatchRow> =
         runs.into_iter().map(|run| row(sequence, run, block_size)).collect();
-    rows[last].sample = reaches_the_end.then(|| sample_request(sequence));
+    let samples = reaches_the_end && !sequence.rules.embed;
+    rows[last].sample = samples.then(|| sample_request(sequence));
     rows
 }
 
@@ -41,6 +42,7 @@ fn row(sequence: &Sequence, run: Range<usize>, block_size: usize) -> BatchRow {
         view: view.collect(),
         sample: None,
         prompt_logprobs: prompt_logprobs(sequence, &run),
+        hidden: if sequence.rules.embed { unreported(sequence, &run) } else { 0..0 },
     }
 }
 
@@ -84,17 +86,23 @@ fn sample_request(sequence: &Sequence) -> SampleRequest {
     }
 }
 
-/// Rows [run.start, run.end) that are followed by a prompt token, once: not when recomputed.
+/// Rows of a run that are followed by a prompt token.
 fn prompt_logprobs(sequence: &Sequence, run: &Range<usize>) -> Option<PromptLogprobs> {
-    let top = sequence.rules.prompt_logprobs?;
-    let start = run.start.max(sequence.reported);
-    let end = run.end.min(sequence.prompt_len - 1);
-    if start >= end || !sequence.owes_prompt_logprobs() {
+    let top = sequence.rules.prompt_logprobs.filter(|_| !sequence.rules.embed)?;
+    let rows = unreported(sequence, run);
+    if rows.is_empty() {
         return None;
     }
-    Some(PromptLogprobs {
-        rows: start - run.start..end - run.start,
-        next: sequence.tokens[start + 1..=end].to_vec(),
-        top,
-    })
+    let next = sequence.tokens[run.start + rows.start + 1..=run.start + rows.end].to_vec();
+    Some(PromptLogprobs { rows, next, top })
+}
+
+/// Rows of a run that are to be reported on, once: not when they are computed again.
+fn unreported(sequence: &Sequence, run: &Range<usize>) -> Range<usize> {
+    let start = run.start.max(sequence.reported);
+    let end = run.end.min(sequence.num_reported());
+    if start >= end || !sequence.owes_rows() {
+        return 0..0;
+    }
+    start - run.start..end - run.start
 }

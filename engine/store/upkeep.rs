@@ -80,6 +80,18 @@ impl Store {
         Ok(erased)
     }
 
+    /// The same for every tenant that has it.
+    pub fn erase_everybodys(&self, chunk: ChunkId) -> Result<Erased, StoreError> {
+        let mut all = Erased::default();
+        for tenant in self.index.tenants_of(chunk)? {
+            let erased = self.of_tenant(&tenant)?.erase(chunk)?;
+            all.chunk |= erased.chunk;
+            all.files += erased.files;
+            all.bytes += erased.bytes;
+        }
+        Ok(all)
+    }
+
     /// What was put aside holds a chunk's tokens too. A file that doesn't say whose it is goes as
     /// well: it may be this one's.
     fn erase_quarantined(&self, chunk: ChunkId) -> Result<(), StoreError> {

@@ -192,8 +192,8 @@ impl<'a> Asker<'a> {
             let mut alone = Context::new(ReusePolicy::Independent, talk, self.anchor.clone());
             alone.load(chunk.clone(), true);
             read(self.bench.submit(alone.encode(0))?)?;
-            engine.save(alone.segments_to(0), Codec::Int8)?;
-            engine.forget(chunk.id)?;
+            engine.save(alone.segments_to(0), "", Codec::Int8)?;
+            engine.forget(chunk.id, None)?;
         }
         Ok(())
     }
@@ -210,7 +210,7 @@ fn read(mut stream: EventStream) -> Result<(String, Exactness), Error> {
             Event::Token { text, .. } => answer.push_str(&text),
             Event::Finished { text, exactness, .. } => return Ok((answer + &text, exactness)),
             Event::Failed(error) => return Err(error),
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } => {}
         }
     }
     Err(Error::Stopped)

@@ -64,7 +64,7 @@ pub fn measure(
     };
     let (first, again) = (visit()?, visit()?);
     for entry in contexts.iter().flat_map(Context::entries) {
-        bench.engine.erase(entry.chunk.id)?;
+        bench.engine.erase(entry.chunk.id, None)?;
     }
     Ok(Switches { policy, first, again })
 }

@@ -125,7 +125,7 @@ pub fn run(args: &ReuseBenchArgs, common: &CommonArgs) -> Result<Outcome> {
         }
     }
     for chunk in &chunks {
-        bench.engine.erase(chunk.id)?;
+        bench.engine.erase(chunk.id, None)?;
     }
     report::print(&bench, args, &folder, &results)?;
     Ok(Outcome::Done)
@@ -250,13 +250,15 @@ impl Player<'_> {
 
     fn erase(&mut self) -> Result<()> {
         self.saved.clear();
-        self.chunk_ids().into_iter().try_for_each(|id| Ok(self.bench.engine.erase(id).map(drop)?))
+        self.chunk_ids()
+            .into_iter()
+            .try_for_each(|id| Ok(self.bench.engine.erase(id, None).map(drop)?))
     }
 
     fn unload(&mut self) -> Result<()> {
         for index in 0..self.context.entries().len() {
             let prompt = self.context.segments_to(index);
-            self.bench.engine.unload(prompt, accepted(self.bench))?;
+            self.bench.engine.unload(prompt, "", accepted(self.bench))?;
         }
         Ok(())
     }
@@ -266,7 +268,7 @@ impl Player<'_> {
         let codec = self.bench.engine.plan().kv_codec;
         (hit.file_bytes, hit.raw_bytes) = (0, 0);
         for index in 0..self.context.entries().len() {
-            let saved = self.bench.engine.save(self.context.segments_to(index), codec)?;
+            let saved = self.bench.engine.save(self.context.segments_to(index), "", codec)?;
             hit.file_bytes += saved.file_bytes;
             hit.raw_bytes += saved.raw_bytes;
             self.saved.push(saved.kv_id);
@@ -281,7 +283,7 @@ impl Player<'_> {
             self.save(hit)?;
         }
         for id in self.chunk_ids() {
-            self.bench.engine.forget(id)?;
+            self.bench.engine.forget(id, None)?;
         }
         let before = self.time_to_read()?;
         for &id in &self.saved {

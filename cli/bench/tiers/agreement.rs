@@ -24,11 +24,11 @@ impl Agreement {
         let mut found = Self::default();
         for sample in samples {
             let chunk = sample.context.entries()[0].chunk.id;
-            bench.engine.erase(chunk)?;
+            bench.engine.erase(chunk, None)?;
             let answers = answer_all(bench, args, sample)?;
-            bench.engine.save(sample.context.segments_to(0), Codec::Int8)?;
+            bench.engine.save(sample.context.segments_to(0), "", Codec::Int8)?;
             // the lossless rows would be taken where they are found
-            bench.engine.forget(chunk)?;
+            bench.engine.forget(chunk, None)?;
             for (prompt, answer) in sample.questions.iter().zip(&answers) {
                 found.questions += 1;
                 for (place, &expected) in answer.iter().enumerate() {
@@ -37,7 +37,7 @@ impl Agreement {
                     found.agreeing += usize::from(token == Some(expected));
                 }
             }
-            bench.engine.erase(chunk)?;
+            bench.engine.erase(chunk, None)?;
         }
         Ok(found)
     }

@@ -90,14 +90,14 @@ impl Tiers<'_> {
             let chunk = &sample.context.entries()[0].chunk;
             length.tokens += chunk.ids.len();
             for repeat in 0..self.args.repeats {
-                self.bench.engine.erase(chunk.id)?;
+                self.bench.engine.erase(chunk.id, None)?;
                 let encoded = self.bench.ask(sample.context.encode(0))?;
                 length.encode_seconds.push(encoded.first_token_seconds);
                 for row in &mut length.rows {
                     self.save_and_load(&sample.context, row, repeat == 0)?;
                 }
             }
-            self.bench.engine.erase(chunk.id)?;
+            self.bench.engine.erase(chunk.id, None)?;
         }
         Ok(length)
     }
@@ -106,7 +106,7 @@ impl Tiers<'_> {
     fn save_and_load(&self, context: &Context, row: &mut Row, counts: bool) -> Result<()> {
         let prompt = context.segments_to(0);
         let started = Instant::now();
-        let saved = self.bench.engine.save(prompt, row.codec)?;
+        let saved = self.bench.engine.save(prompt, "", row.codec)?;
         row.save_seconds.push(started.elapsed().as_secs_f64());
         let file = self.folder.kv_file(saved.kv_id);
         let plain = self.folder.time_plain_file(&file)?;

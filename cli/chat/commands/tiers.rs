@@ -81,11 +81,11 @@ pub fn save(chat: &mut Chat, save: &Save) -> Result<Report> {
 fn save_one(chat: &mut Chat, index: usize, codec: Codec) -> Result<SavedFile> {
     chat.keeper.keep_text(&chat.context.entries()[index].chunk)?;
     let prompt = || chat.context.segments_to(index);
-    match chat.engine.save(prompt(), codec) {
+    match chat.engine.save(prompt(), "", codec) {
         Err(Error::NoKv { .. }) => {
             // evicted, not computed under this policy yet, or there with loss only
             chat.encode_exactly(index)?;
-            Ok(chat.engine.save(prompt(), codec)?)
+            Ok(chat.engine.save(prompt(), "", codec)?)
         }
         saved => Ok(saved?),
     }
@@ -101,7 +101,7 @@ pub fn unload(chat: &mut Chat, name: &str) -> Result<Report> {
     if !tiers.device && !tiers.host {
         bail!("the KV of {} is not on the device; /populate brings it there", chunk.name);
     }
-    let unloaded = chat.engine.unload(prompt, chat.codec.variant())?;
+    let unloaded = chat.engine.unload(prompt, "", chat.codec.variant())?;
     chat.context.set_active(index, false);
     let text = format!("✓ Chunk moved to host memory: {}...", id.short());
     let facts = json!({
@@ -240,7 +240,7 @@ fn must_reach_the_disk(chat: &Chat) -> Result<()> {
 }
 
 fn erase_everywhere(chat: &mut Chat, id: ChunkId) -> Result<()> {
-    chat.engine.erase(id)?;
+    chat.engine.erase(id, None)?;
     chat.keeper.forget(id);
     Ok(())
 }
@@ -255,7 +255,7 @@ pub fn clear(chat: &mut Chat, saved: bool) -> Result<Report> {
         if saved {
             erase_everywhere(chat, id)?;
         } else {
-            chat.engine.forget(id)?;
+            chat.engine.forget(id, None)?;
         }
     }
     chat.context.clear();

@@ -159,6 +159,15 @@ impl Index {
         Ok(true)
     }
 
+    /// Those that have a chunk's text or KV.
+    pub fn tenants_of(&self, id: ChunkId) -> Result<Vec<String>, StoreError> {
+        let query = "SELECT tenant FROM chunks WHERE id = ?1
+                     UNION SELECT tenant FROM kv_files WHERE chunk = ?1 AND tenant NOT NULL";
+        self.sql(self.connection.prepare(query).and_then(|mut statement| {
+            statement.query_map([id.as_bytes()], |row| row.get(0))?.collect()
+        }))
+    }
+
     /// Also from the contexts that name it. False where there was none.
     pub fn remove_chunk(&self, id: ChunkId) -> Result<bool, StoreError> {
         let query = "DELETE FROM chunks WHERE tenant = ? AND id = ?";

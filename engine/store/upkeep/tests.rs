@@ -1,4 +1,5 @@
 use super::*;
+use crate::cache::KvIdentity;
 use crate::store::testing::*;
 use crate::store::{Codec, Loaded, OpenReport, StoredContext, StoredEntry};
 
@@ -47,6 +48,30 @@ fn erasing_takes_what_was_put_aside_of_the_chunk() {
     store.erase(erased.chunk).unwrap();
     let left = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(left.collect::<Vec<_>>(), [format!("{}.kv", other.kv_id()).as_str()]);
+}
+
+#[test]
+fn a_chunk_is_erased_for_one_tenant_or_for_all() {
+    let scratch = Scratch::new();
+    let store = Store::open(scratch.path()).unwrap();
+    let (record, kv) = fill(&store, 1);
+    let other = store.of_tenant("anna").unwrap();
+    let text = store.chunk(record.chunk).unwrap().unwrap();
+    other.put_chunk(&text).unwrap();
+    let salt = crate::tenant::salt("anna", Some("narrower")).into_bytes();
+    let identity = KvIdentity { salt, ..record.identity.clone() };
+    let own = KvRecord { identity, ..record.clone() };
+    store.save(&own, &kv, Codec::Raw, &coding(1)).unwrap();
+    let files = |store: &Store| store.kv_files().unwrap().len();
+    assert_eq!((files(&store), files(&other)), (1, 1));
+    other.erase(record.chunk).unwrap();
+    assert_eq!((files(&store), files(&other)), (1, 0));
+    store.save(&own, &kv, Codec::Raw, &coding(1)).unwrap();
+    let erased = store.erase_everybodys(record.chunk).unwrap();
+    assert_eq!((erased.chunk, erased.files), (true, 2));
+    assert!(store.all_kv_files().unwrap().is_empty());
+    assert_eq!(store.chunk(record.chunk).unwrap(), None);
+    assert_eq!(store.erase_everybodys(record.chunk).unwrap(), Erased::default());
 }
 
 #[test]
