@@ -75,6 +75,9 @@ pub enum Error {
     #[error("chat template: {0}")]
     ChatTemplate(String),
 
+    #[error("text {index} has {tokens} tokens, the embedding model takes at most {max}")]
+    TextTooLong { index: usize, tokens: usize, max: usize },
+
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

@@ -20,6 +20,7 @@
 mod chat_template;
 mod config;
 mod decoder;
+mod embedder;
 mod error;
 mod files;
 mod fingerprint;
@@ -40,6 +41,7 @@ mod weights;
 pub use chat_template::{ChatTemplate, Content, Conversation, Message};
 pub use config::{Architecture, ModelConfig};
 pub use decoder::Decoder;
+pub use embedder::{EmbeddedText, Embedder};
 pub use error::Error;
 pub use files::{GenerationDefaults, ModelFiles, ModelSource, PRESETS, Training};
 pub use fingerprint::{Fingerprint, WeightsSource, digest};
