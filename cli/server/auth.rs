@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::error::ApiError;
+use super::jwt::Jwt;
 
 /// Whom chunks, contexts and cached KV belong to. The empty name is everybody's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -45,6 +46,8 @@ pub enum Access {
 #[derive(Default)]
 pub struct Keys {
     entries: Vec<Key>,
+    /// Of whom tokens are taken too.
+    pub jwt: Option<Jwt>,
 }
 
 struct Key {
@@ -70,7 +73,7 @@ impl Tenant {
 }
 
 impl Role {
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         match text {
             "user" => Some(Self::User),
             "admin" => Some(Self::Admin),
@@ -147,7 +150,7 @@ impl Keys {
 
     /// True where nobody needs a key.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.jwt.is_none()
     }
 
     /// Who sent these headers.
@@ -158,7 +161,10 @@ impl Keys {
         let presented = bearer(headers).ok_or_else(|| {
             ApiError::unauthorized("a key is needed, as the header Authorization: Bearer KEY")
         })?;
-        self.find(presented).ok_or_else(|| ApiError::unauthorized("the key is not known here"))
+        let by_token = || self.jwt.as_ref().and_then(|jwt| jwt.principal(presented));
+        self.find(presented)
+            .or_else(by_token)
+            .ok_or_else(|| ApiError::unauthorized("the key is not known here"))
     }
 
     /// Looks at every key, however early it is found.

@@ -72,6 +72,12 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, INVALID, message)
     }
 
+    /// Too many requests of this key.
+    pub fn rate_limited(message: &str, retry_after: u32) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        Self { code: Some("rate_limit_exceeded"), retry_after: Some(retry_after), ..error }
+    }
+
     /// Too many requests of everybody.
     pub fn busy(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message);

@@ -4,12 +4,13 @@
 //! cancels what is left of it.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use strand_engine::{Event, Exactness, FinishReason, Request, Reuse, TokenLogprobs};
 
 use super::error::ApiError;
+use super::metrics::Metrics;
 use super::state::Server;
 
 /// What a generation has to tell, in order within a choice.
@@ -45,6 +46,10 @@ pub struct Generation {
     open: usize,
     /// Came before anybody asked.
     early: VecDeque<Piece>,
+    metrics: Metrics,
+    started: Instant,
+    /// When each choice had its last token.
+    last_token: Vec<Option<Instant>>,
     pub prompt_tokens: usize,
 }
 
@@ -67,7 +72,16 @@ impl Generation {
             });
             events.push(numbered.boxed());
         }
-        let mut generation = Self { events, n, open, early: VecDeque::new(), prompt_tokens };
+        let mut generation = Self {
+            events,
+            n,
+            open,
+            early: VecDeque::new(),
+            metrics: server.metrics.clone(),
+            started: Instant::now(),
+            last_token: vec![None; open],
+            prompt_tokens,
+        };
         let first = tokio::time::timeout(ACCEPTED_AFTER, generation.next()).await;
         if let Ok(Some(first)) = first {
             generation.early.push_back(first?);
@@ -97,10 +111,13 @@ impl Generation {
             Event::Prompt { logprobs } => Piece::Prompt { prompt, logprobs },
             Event::Embedding { .. } => unreachable!("an answer was asked for"),
             Event::Token { choice, token, text, logprobs } => {
-                Piece::Token { choice: number(choice), token, text, logprobs }
+                let choice = number(choice);
+                self.measure(choice);
+                Piece::Token { choice, token, text, logprobs }
             }
             Event::Finished { choice, reason, text, reuse, exactness } => {
                 self.open -= 1;
+                self.metrics.finished(reason, self.started.elapsed());
                 Piece::End { choice: number(choice), reason, text, reuse, exactness }
             }
             Event::Failed(error) => {
@@ -108,5 +125,22 @@ impl Generation {
                 return Err(error.into());
             }
         })
+    }
+
+    /// Notes that a token came.
+    fn measure(&mut self, choice: usize) {
+        let now = Instant::now();
+        match self.last_token[choice].replace(now) {
+            None => self.metrics.first_token(now - self.started),
+            Some(last) => self.metrics.next_token(now - last),
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if self.open > 0 {
+            self.metrics.cancelled();
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! What happens to every request before its handler, and to every answer behind it.
 
+use std::any::Any;
 use std::time::Instant;
 
-use axum::extract::{Request, State};
-use axum::http::HeaderValue;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tower_http::cors::{AllowHeaders, AllowMethods, CorsLayer};
 use uuid::Uuid;
 
+use super::error::ApiError;
 use super::state::App;
 
 /// Refuses requests that call the server by a foreign name.
@@ -18,16 +21,35 @@ pub async fn check_host(State(app): State<App>, request: Request, next: Next) ->
     }
 }
 
+/// Which pages of other sites may ask. Without one, none: nothing is said of it.
+pub fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    if origins.is_empty() {
+        return CorsLayer::new();
+    }
+    CorsLayer::new()
+        .allow_origin(origins.to_vec())
+        .allow_methods(AllowMethods::mirror_request())
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([HeaderName::from_static("x-request-id")])
+}
+
+/// The answer of a handler that panicked. What it said went to standard error.
+pub fn panicked(_: Box<dyn Any + Send>) -> Response {
+    ApiError::internal().into_response()
+}
+
 /// Names the request for the log and in `x-request-id`, and logs its end.
-pub async fn observe(request: Request, next: Next) -> Response {
+pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = format!("req_{}", Uuid::new_v4().simple());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let mut response = next.run(request).await;
     let header = HeaderValue::from_str(&id).expect("letters and digits");
     response.headers_mut().insert("x-request-id", header);
     let millis = started.elapsed().as_secs_f64() * 1e3;
     let status = response.status().as_u16();
+    app.metrics.answered(route.as_deref().unwrap_or("none"), status);
     tracing::info!(id, %method, ?path, status, millis, "answered");
     response
 }

@@ -13,9 +13,13 @@ use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
+
+use super::patience::Patient;
 
 /// Bytes and number of a request's headers.
 const HEADER_BYTES: usize = 64 << 10;
@@ -27,8 +31,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Rules {
     /// Connections at a time.
     pub connections: usize,
-    /// What headers may take to arrive.
+    /// What headers may take to arrive, and a client to read what it is sent.
     pub read_timeout: Duration,
+    /// Speaks TLS where there is one.
+    pub tls: Option<TlsAcceptor>,
     /// What answers may still take once the server stops.
     pub drain_timeout: Duration,
 }
@@ -62,9 +68,22 @@ pub async fn serve(
                 continue;
             }
         };
-        let served = serve_one(stream, http.clone(), router.clone(), stopped.clone());
+        // tokens are small and must not wait for each other
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection delays what is small");
+        }
+        let (http, router, stopped) = (http.clone(), router.clone(), stopped.clone());
+        let (tls, patience) = (rules.tls.clone(), rules.read_timeout);
         tokio::spawn(async move {
-            served.await;
+            match tls {
+                None => serve_one(Patient::new(stream, patience), http, router, stopped).await,
+                Some(tls) => {
+                    let handshake = tls.accept(Patient::new(stream, patience));
+                    if let Ok(Ok(stream)) = tokio::time::timeout(patience, handshake).await {
+                        serve_one(stream, http, router, stopped).await;
+                    }
+                }
+            }
             drop(permit);
         });
     }
@@ -75,15 +94,11 @@ pub async fn serve(
 
 /// Serves one connection to its end, which comes after the answer in progress when told to stop.
 async fn serve_one(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     http: http1::Builder,
     router: Router,
     mut stopped: watch::Receiver<()>,
 ) {
-    // tokens are small and must not wait for each other
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection delays what is small");
-    }
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         router.clone().oneshot(request.map(Body::new))
     });

@@ -13,17 +13,22 @@ mod generation;
 mod guard;
 mod health;
 mod hosts;
+mod jwt;
 mod lenient;
 mod library;
 mod listener;
 mod logprobs;
 pub mod logs;
+mod metrics;
 mod models;
 pub mod options;
+mod patience;
 mod prompt;
+mod quota;
 mod routes;
 mod sse;
 mod state;
+mod tls;
 mod tokenize;
 mod usage;
 mod wire;
@@ -34,6 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use axum::http::HeaderValue;
 use strand_engine::EngineConfig;
 use strand_engine::store::Store;
 use tokio::net::TcpListener;
@@ -43,7 +49,10 @@ use crate::args::CommonArgs;
 use crate::{Outcome, UsageError, data_dir, interrupt, load};
 use auth::Keys;
 use hosts::Hosts;
+use jwt::Jwt;
+use metrics::Metrics;
 use options::{ServeArgs, ServerArgs};
+use quota::Quotas;
 use state::{ModelEntry, Server, ServerLimits};
 
 /// Threads that speak HTTP; computing has its own.
@@ -53,7 +62,8 @@ const BLOCKING_THREADS: usize = 64;
 
 pub fn run(args: &ServeArgs, common: &CommonArgs) -> Result<Outcome> {
     logs::begin(args.server.log_format, common.verbose)?;
-    let keys = Keys::new(&args.server.api_key, args.server.api_keys_file.as_deref())?;
+    let keys = keys(&args.server)?;
+    let origins = origins(&args.server)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -62,7 +72,8 @@ pub fn run(args: &ServeArgs, common: &CommonArgs) -> Result<Outcome> {
         .context("cannot start threads")?;
     // bound before the model is loaded: what can't be listened on is told at once
     let (listener, address) = runtime.block_on(bind(&args.server, &keys))?;
-    let server = Arc::new(server(args, common, keys, address)?);
+    let server = Server { origins, keys, ..server(args, common, address)? };
+    let server = Arc::new(server);
     let finished = runtime.block_on(serve(listener, server, &args.server))?;
     // what a dropped answer still computes is not waited for
     runtime.shutdown_background();
@@ -85,13 +96,28 @@ async fn bind(args: &ServerArgs, keys: &Keys) -> Result<(TcpListener, SocketAddr
     Ok(bound)
 }
 
+fn keys(args: &ServerArgs) -> Result<Keys> {
+    let mut keys = Keys::new(&args.api_key, args.api_keys_file.as_deref())?;
+    if let Some((path, algorithm)) = args.jwt_key.as_ref().zip(args.jwt_algorithm) {
+        keys.jwt = Some(Jwt::new(path, algorithm)?);
+    }
+    Ok(keys)
+}
+
+fn origins(args: &ServerArgs) -> Result<Vec<HeaderValue>> {
+    let parse = |origin: &String| {
+        let is_origin = origin.starts_with("http://") || origin.starts_with("https://");
+        let value = origin.parse().ok().filter(|_| is_origin && !origin.ends_with('/'));
+        value.ok_or_else(|| {
+            let expected = "it must be like https://example.org";
+            UsageError(format!("--cors-origin is {origin:?}, {expected}")).into()
+        })
+    };
+    args.cors_origin.iter().map(parse).collect()
+}
+
 /// Loads the model and all that requests share.
-fn server(
-    args: &ServeArgs,
-    common: &CommonArgs,
-    keys: Keys,
-    address: SocketAddr,
-) -> Result<Server> {
+fn server(args: &ServeArgs, common: &CommonArgs, address: SocketAddr) -> Result<Server> {
     let source = load::source(args.model.as_deref())?;
     let store = data_dir::open_store_or_tell(common).ok();
     let engines = store.as_ref().map(Store::another).transpose()?;
@@ -107,8 +133,14 @@ fn server(
         },
         hosts: Hosts::new(address, &args.server.allowed_host),
         restore: args.reuse.restore,
+        quotas: Quotas::new(
+            args.server.max_per_minute.map(|count| count as u32),
+            args.server.max_concurrent,
+        ),
+        metrics: Metrics::default(),
+        keys: Keys::default(),
+        origins: Vec::new(),
         engine,
-        keys,
     })
 }
 
@@ -116,13 +148,17 @@ fn server(
 async fn serve(listener: TcpListener, server: Arc<Server>, args: &ServerArgs) -> Result<bool> {
     let address = listener.local_addr()?;
     let mut stop = Stop::new()?;
+    let files = args.tls_cert.as_ref().zip(args.tls_key.as_ref());
+    let tls = files.map(|(chain, key)| tls::acceptor(chain, key)).transpose()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let rules = listener::Rules {
         connections: args.max_connections,
         read_timeout: seconds(args.read_timeout),
         drain_timeout: seconds(args.drain_timeout),
+        tls,
     };
     // a closed standard error changes nothing about serving
-    drop(writeln!(io::stderr(), "listening on http://{address}"));
+    drop(writeln!(io::stderr(), "listening on {scheme}://{address}"));
     let router = routes::router(server);
     Ok(listener::serve(listener, router, rules, async move {
         stop.told().await;

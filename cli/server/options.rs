@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::args::{EngineArgs, ReuseArgs, SERVER, parse_positive};
 use crate::byte_size;
+use crate::server::jwt::JwtAlgorithm;
 use crate::server::logs::LogFormat;
 
 // No doc comment: clap would show it in place of the command's own.
@@ -55,12 +56,33 @@ pub struct ServerArgs {
     /// Connections at a time; more wait to be accepted
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_positive)]
     pub max_connections: usize,
-    /// Seconds that a request's headers may take to arrive, and its body
+    /// Seconds that a request's headers may take to arrive, its body, and a client to read
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = parse_positive)]
     pub read_timeout: usize,
     /// Seconds that answers may still take when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = parse_positive)]
     pub drain_timeout: usize,
+    /// Requests of one key at a time; more are refused [default: any number]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub max_concurrent: Option<usize>,
+    /// Requests of one key in a minute; more are refused [default: any number]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub max_per_minute: Option<usize>,
+    /// Take tokens (JWT) that this secret or public key (PEM) can verify, as keys
+    #[arg(long, value_name = "FILE", requires = "jwt_algorithm")]
+    pub jwt_key: Option<PathBuf>,
+    /// The one algorithm that tokens are signed with
+    #[arg(long, value_enum, value_name = "NAME", requires = "jwt_key")]
+    pub jwt_algorithm: Option<JwtAlgorithm>,
+    /// A site whose pages may use this server (CORS); may be given more than once
+    #[arg(long, value_name = "ORIGIN,...", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+    /// Speak TLS with this chain of certificates (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// How the log on standard error is written
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

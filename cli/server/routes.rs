@@ -9,14 +9,15 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::handler::Handler;
 use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
+use tower_http::catch_panic::CatchPanicLayer;
 
 use super::auth::Access;
 use super::error::ApiError;
 use super::state::App;
-use super::{chat, completions, guard, health, models, tokenize};
+use super::{chat, completions, guard, health, metrics, models, tokenize};
 
 /// A path, a method, and who may use them.
 pub struct Route {
@@ -35,10 +36,11 @@ fn post<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, hand
 
 /// Everything that is served.
 pub fn table() -> Vec<Route> {
-    use Access::{Open, User};
+    use Access::{Admin, Open, User};
     vec![
         get("/health", Open, health::health),
         get("/ready", Open, health::ready),
+        get("/metrics", Admin, metrics::scrape),
         get("/version", User, health::version),
         get("/v1/models", User, models::list),
         get("/v1/models/{*id}", User, models::get),
@@ -66,8 +68,10 @@ pub fn router(app: App) -> Router {
     router
         .fallback(no_such_path.layer(admitted(Access::User)))
         .layer(DefaultBodyLimit::max(app.limits.body))
+        .layer(guard::cors(&app.origins))
         .layer(from_fn_with_state(app.clone(), guard::check_host))
-        .layer(from_fn(guard::observe))
+        .layer(CatchPanicLayer::custom(guard::panicked))
+        .layer(from_fn_with_state(app.clone(), guard::observe))
         .with_state(app)
 }
 
@@ -85,10 +89,13 @@ async fn admit(
         Ok(principal) if !principal.may(access) => {
             ApiError::forbidden("this key may not do that; it needs the role admin").into_response()
         }
-        Ok(principal) => {
-            request.extensions_mut().insert(principal);
-            next.run(request).await
-        }
+        Ok(principal) => match app.quotas.enter(&principal.tenant) {
+            Err(error) => error.into_response(),
+            Ok(turn) => {
+                request.extensions_mut().insert(principal);
+                turn.last_for(next.run(request).await)
+            }
+        },
     }
 }
 

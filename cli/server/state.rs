@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::http::HeaderValue;
 use strand_engine::{EngineHandle, Restore};
 
 use super::auth::Keys;
 use super::error::ApiError;
 use super::hosts::Hosts;
+use super::metrics::Metrics;
+use super::quota::Quotas;
 
 /// The running server. Immutable; what changes is in the engine and behind its fields.
 pub struct Server {
@@ -16,6 +19,10 @@ pub struct Server {
     pub limits: ServerLimits,
     pub keys: Keys,
     pub hosts: Hosts,
+    /// Sites whose pages may use this server.
+    pub origins: Vec<HeaderValue>,
+    pub quotas: Quotas,
+    pub metrics: Metrics,
     /// When KV on the disk is loaded.
     pub restore: Restore,
 }
