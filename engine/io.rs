@@ -211,6 +211,7 @@ mod tests {
     use super::*;
     use crate::ChunkId;
     use crate::cache::KvIdentity;
+    use crate::cache::KvOf;
     use crate::store::Codec;
     use crate::tiering::Ticket;
 
@@ -237,7 +238,7 @@ mod tests {
             panic!("{saved:?}")
         };
         assert!(matches!(error, Error::FilesFailed), "{error}");
-        let erased = panics(IoJob::Erase { ticket, chunk: ChunkId::of(b"a") });
+        let erased = panics(IoJob::Erase { ticket, kv: KvOf::new(ChunkId::of(b"a"), None) });
         assert!(matches!(erased, IoDone::Erased { ticket: Ticket(7), result: Err(_) }));
     }
 }

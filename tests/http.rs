@@ -54,7 +54,7 @@ impl Server {
             }
         });
         let mut server = Self { child, port: 0, log };
-        let listening = "listening on http://127.0.0.1:";
+        let listening = "://127.0.0.1:";
         until(|| server.log().contains(listening) || server.has_ended());
         let log = server.log();
         let address = log.split(listening).nth(1).unwrap_or_else(|| panic!("{log}"));

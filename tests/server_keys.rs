@@ -8,9 +8,11 @@ use crate::binary::scratch;
 use crate::http::Server;
 
 /// Every path there is, as a client would call it, and whether it needs a key.
-const PATHS: [(&str, &str, bool); 10] = [
+const PATHS: [(&str, &str, bool); 12] = [
     ("GET", "/health", false),
     ("GET", "/ready", false),
+    ("GET", "/metrics", true),
+    ("POST", "/v1/responses", true),
     ("GET", "/version", true),
     ("GET", "/v1/models", true),
     ("GET", "/v1/models/strand-demo", true),
@@ -34,7 +36,8 @@ fn without_the_right_key_nothing_is_told() {
         vec!["Authorization: Bearer right", "Authorization: Bearer right"],
         vec!["X-Api-Key: right"],
     ];
-    let body = json!({"prompt": "x", "messages": [{"role": "user", "content": "x"}]}).to_string();
+    let body = json!({"prompt": "x", "input": "x", "messages": [{"role": "user", "content": "x"}]})
+        .to_string();
     for (method, path, needs_key) in PATHS {
         for headers in &wrong {
             let answer = server.send(method, path, headers, body.as_bytes());
@@ -49,7 +52,10 @@ fn without_the_right_key_nothing_is_told() {
         for key in ["right", "other"] {
             let header = format!("Authorization: Bearer {key}");
             let answer = server.send(method, path, &[&header], body.as_bytes());
-            assert!(answer.status == 200 || path == "/detokenize", "{path} {answer:?}");
+            assert!(
+                answer.status == 200 || ["/detokenize", "/v1/responses"].contains(&path),
+                "{path} {answer:?}"
+            );
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use strand_engine::FinishReason;
 use strand_models::Tokenizer;
 use uuid::Uuid;
 
@@ -17,6 +18,8 @@ use super::logprobs::ChatLogprobs;
 use super::prompt::{self, Chat};
 use super::sse::{self, Message, Play, Script};
 use super::state::{App, Server, now};
+use super::structured;
+use super::tools::{Said, Speech};
 use super::usage::Tally;
 use super::wire::chat::{ChatChoice, ChatChunk, ChatCompletion, ChatRequest, ChunkChoice, Delta};
 use super::wire::common::{Common, StreamOptions};
@@ -27,16 +30,18 @@ pub async fn create(
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let asked = ChatRequest::read(fields, &app.limits)?;
-    let ChatRequest { common, messages, ending, marks } = asked;
+    let ChatRequest { common, messages, tools, form, ending, marks } = asked;
     app.model.check(common.model.as_deref())?;
-    let chat = Chat { messages, tools: None, ending, marks };
+    let shape = structured::shape(&app, form, &tools).await?;
+    let chat = Chat { messages, tools: tools.offered(), ending, marks };
     let segments =
         asking::prepare(&app, &principal, &common, move |server| prompt::of_chat(server, chat))
             .await?;
-    let request = asking::request(&app, &principal, &common, segments);
+    let mut request = asking::request(&app, &principal, &common, segments);
+    request.limits.grammar = shape.grammar;
     let generation = Generation::start(&app, vec![request]).await?;
     let tally = Tally::new(generation.prompt_tokens, common.n);
-    let teller = Teller::new(&app, &common)?;
+    let teller = Teller::new(&app, &common, || tools.speech(shape.style))?;
     match common.stream {
         Some(options) => {
             let script = Streamed { teller, tally, options };
@@ -55,10 +60,12 @@ struct Teller {
     n: usize,
     wants_logprobs: bool,
     wants_token_ids: bool,
+    /// By choice.
+    speeches: Vec<Speech>,
 }
 
 impl Teller {
-    fn new(app: &App, common: &Common) -> Result<Self, ApiError> {
+    fn new(app: &App, common: &Common, speech: impl Fn() -> Speech) -> Result<Self, ApiError> {
         Ok(Self {
             server: app.clone(),
             tokenizer: prompt::tokenizer(app)?.clone(),
@@ -67,12 +74,13 @@ impl Teller {
             n: common.n,
             wants_logprobs: common.sampling.logprobs.is_some(),
             wants_token_ids: common.return_token_ids,
+            speeches: (0..common.n).map(|_| speech()).collect(),
         })
     }
 
     /// Who speaks, before anything is said.
     fn opening(&self) -> impl Iterator<Item = ChunkChoice> {
-        let role = Delta { role: Some("assistant"), content: Some(String::new()) };
+        let role = Delta { role: Some("assistant"), ..Delta::text(String::new()) };
         (0..self.n).map(move |index| ChunkChoice::new(index, role.clone()))
     }
 
@@ -80,22 +88,36 @@ impl Teller {
         match piece {
             Piece::Prompt { .. } => Vec::new(),
             Piece::Token { choice, token, text, logprobs } => {
-                let mut told = ChunkChoice::new(choice, Delta::text(text));
-                told.token_ids = self.wants_token_ids.then(|| vec![token]);
-                told.logprobs = logprobs.map(|one| {
+                let said = self.speeches[choice].push(&text);
+                let mut told = deltas(choice, said);
+                if told.is_empty() {
+                    told.push(ChunkChoice::new(choice, Delta::text(String::new())));
+                }
+                told[0].token_ids = self.wants_token_ids.then(|| vec![token]);
+                told[0].logprobs = logprobs.map(|one| {
                     let mut logprobs = ChatLogprobs::default();
                     logprobs.push(&self.tokenizer, &one);
                     logprobs
                 });
-                vec![told]
+                told
             }
             Piece::End { choice, reason, text, .. } => {
-                let mut end = ChunkChoice::new(choice, Delta::default());
-                end.finish_reason = Some(reason.as_str());
-                vec![ChunkChoice::new(choice, Delta::text(text)), end]
+                let speech = &mut self.speeches[choice];
+                let mut said = speech.push(&text);
+                said.extend(speech.finish());
+                let called = speech.has_called() && reason == FinishReason::Stop;
+                let reason = if called { "tool_calls" } else { reason.as_str() };
+                let mut told = deltas(choice, said);
+                let end = ChunkChoice::new(choice, Delta::default());
+                told.push(ChunkChoice { finish_reason: Some(reason), ..end });
+                told
             }
         }
     }
+}
+
+fn deltas(choice: usize, said: Vec<Said>) -> Vec<ChunkChoice> {
+    said.into_iter().map(|said| ChunkChoice::new(choice, Delta::said(said))).collect()
 }
 
 async fn whole(

@@ -157,6 +157,7 @@ impl From<EngineError> for ApiError {
                 let name = reason.split(' ').next().unwrap_or_default().to_owned();
                 Self::invalid(name, text)
             }
+            E::Grammar { .. } => Self::invalid("response_format", text),
             E::UnknownChunk { .. } => Self::not_found(text),
             E::AmbiguousChunk { .. } | E::NoKv { .. } => Self::conflict(text),
             E::HiddenPromptLogprobs | E::NotAChunk { .. } | E::HostTooSmall { .. } => {

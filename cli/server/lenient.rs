@@ -47,6 +47,21 @@ impl Fields {
         Marks::absent_from(&self.map.values().collect::<Vec<_>>())
     }
 
+    /// The same object as the whole of a request.
+    pub fn into_body(self) -> Self {
+        Self { prefix: String::new(), ..self }
+    }
+
+    /// A field that stays where it is.
+    pub fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name)
+    }
+
+    /// Whether a field is there and not taken yet.
+    pub fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
     /// The full name of a field.
     pub fn path(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)

@@ -131,7 +131,9 @@ impl Collector for EngineStats {
             ),
             ("strand:kv_blocks", "Blocks of the pool", stats.blocks as f64),
             ("strand:kv_blocks_free", "Blocks that nobody uses", stats.blocks_free as f64),
+            ("strand:kv_device_bytes", "KV in the pool", stats.device_bytes as f64),
             ("strand:kv_host_bytes", "KV kept beside the pool", stats.host_bytes as f64),
+            ("strand:kv_disk_bytes", "KV in files", stats.disk_bytes as f64),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value);
@@ -144,6 +146,14 @@ impl Collector for EngineStats {
             ("vllm:prefix_cache_hits", "Prompt tokens whose KV was there", stats.cached_tokens),
             ("vllm:num_preemptions", "Sequences that lost their blocks", stats.preemptions),
             ("strand:encoded_tokens", "Prompt tokens computed", stats.encoded_tokens),
+            ("strand:reused_tokens_device", "Found in the pool", stats.reuse.device as u64),
+            ("strand:reused_tokens_host", "Back from the host", stats.reuse.host as u64),
+            ("strand:reused_tokens_disk", "Back from the disk", stats.reuse.disk as u64),
+            ("strand:recomputed_tokens", "Computed again", stats.reuse.recomputed as u64),
+            ("strand:evictions_device", "Blocks, the pool was full", stats.evicted_blocks),
+            ("strand:evictions_host", "Segments, the host was full", stats.evicted_segments),
+            ("strand:restores_host", "Segments back from the host", stats.restored.from_host),
+            ("strand:restores_disk", "Segments back from the disk", stats.restored.from_disk),
             ("strand:requests", "Requests taken in", stats.requests),
             ("strand:steps", "Steps of the engine", stats.steps),
         ];
@@ -182,7 +192,7 @@ mod tests {
         let stats = Stats { running: 3, blocks: 4, blocks_free: 1, ..Stats::default() };
         let text = metrics.to_text(stats).expect("it can be written");
         for line in [
-            "vllm:num_requests_running 3",
+            "vllm:num_requests_running 3.0",
             "vllm:kv_cache_usage_perc 0.75",
             "vllm:request_success_total{finished_reason=\"stop\"} 1",
             "strand:http_answers_total{route=\"/health\",status=\"200\"} 1",

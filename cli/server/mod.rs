@@ -8,6 +8,7 @@ mod auth;
 mod body;
 mod chat;
 mod completions;
+mod embeddings;
 mod error;
 mod generation;
 mod guard;
@@ -21,33 +22,40 @@ mod logprobs;
 pub mod logs;
 mod metrics;
 mod models;
+mod openapi;
 pub mod options;
 mod patience;
 mod prompt;
 mod quota;
+mod responses;
 mod routes;
 mod sse;
 mod state;
+mod structured;
 mod tls;
 mod tokenize;
+mod tools;
 mod usage;
 mod wire;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use axum::http::HeaderValue;
 use strand_engine::EngineConfig;
 use strand_engine::store::Store;
+use strand_models::ChatTemplate;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_rustls::TlsAcceptor;
 
 use crate::args::CommonArgs;
 use crate::{Outcome, UsageError, data_dir, interrupt, load};
 use auth::Keys;
+use embeddings::EmbeddingModel;
 use hosts::Hosts;
 use jwt::Jwt;
 use metrics::Metrics;
@@ -62,8 +70,9 @@ const BLOCKING_THREADS: usize = 64;
 
 pub fn run(args: &ServeArgs, common: &CommonArgs) -> Result<Outcome> {
     logs::begin(args.server.log_format, common.verbose)?;
-    let keys = keys(&args.server)?;
-    let origins = origins(&args.server)?;
+    let files = args.server.tls_cert.as_ref().zip(args.server.tls_key.as_ref());
+    let tls = files.map(|(chain, key)| tls::acceptor(chain, key)).transpose()?;
+    let (keys, origins) = (keys(&args.server)?, origins(&args.server)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -72,9 +81,9 @@ pub fn run(args: &ServeArgs, common: &CommonArgs) -> Result<Outcome> {
         .context("cannot start threads")?;
     // bound before the model is loaded: what can't be listened on is told at once
     let (listener, address) = runtime.block_on(bind(&args.server, &keys))?;
-    let server = Server { origins, keys, ..server(args, common, address)? };
-    let server = Arc::new(server);
-    let finished = runtime.block_on(serve(listener, server, &args.server))?;
+    let hosts = Hosts::new(address, &args.server.allowed_host);
+    let server = server(args, common, Callers { keys, hosts, origins })?;
+    let finished = runtime.block_on(serve(listener, tls, server, &args.server))?;
     // what a dropped answer still computes is not waited for
     runtime.shutdown_background();
     Ok(if finished { Outcome::Done } else { Outcome::Interrupted })
@@ -116,40 +125,56 @@ fn origins(args: &ServerArgs) -> Result<Vec<HeaderValue>> {
     args.cors_origin.iter().map(parse).collect()
 }
 
+/// Who may ask, settled before the model is loaded.
+struct Callers {
+    keys: Keys,
+    hosts: Hosts,
+    origins: Vec<HeaderValue>,
+}
+
 /// Loads the model and all that requests share.
-fn server(args: &ServeArgs, common: &CommonArgs, address: SocketAddr) -> Result<Server> {
+fn server(args: &ServeArgs, common: &CommonArgs, callers: Callers) -> Result<Server> {
     let source = load::source(args.model.as_deref())?;
     let store = data_dir::open_store_or_tell(common).ok();
     let engines = store.as_ref().map(Store::another).transpose()?;
     let config = EngineConfig { max_queue: args.server.max_queue, ..load::config(&args.engine) };
     let engine = load::start(&source, &config, engines, common)?;
     let asked = args.server.served_model_name.clone();
+    let embedder = args.server.embedding_model.as_deref().map(EmbeddingModel::open);
     Ok(Server {
-        model: ModelEntry::new(asked.unwrap_or_else(|| engine.model_name().to_owned())),
+        model: ModelEntry::new(
+            asked.unwrap_or_else(|| engine.model_name().to_owned()),
+            &engine.chat_template().map(ChatTemplate::source).unwrap_or_default(),
+        ),
         limits: ServerLimits {
             body: usize::try_from(args.server.max_body).unwrap_or(usize::MAX),
             read_timeout: seconds(args.server.read_timeout),
             n: args.server.max_n,
         },
-        hosts: Hosts::new(address, &args.server.allowed_host),
+        hosts: callers.hosts,
         restore: args.reuse.restore,
         quotas: Quotas::new(
             args.server.max_per_minute.map(|count| count as u32),
             args.server.max_concurrent,
         ),
         metrics: Metrics::default(),
-        keys: Keys::default(),
-        origins: Vec::new(),
+        grammars: OnceLock::new(),
+        embedder: embedder.transpose()?,
+        keys: callers.keys,
+        origins: callers.origins,
         engine,
     })
 }
 
 /// Serves until it is told to stop; false where answers had to be dropped.
-async fn serve(listener: TcpListener, server: Arc<Server>, args: &ServerArgs) -> Result<bool> {
+async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    server: Server,
+    args: &ServerArgs,
+) -> Result<bool> {
     let address = listener.local_addr()?;
     let mut stop = Stop::new()?;
-    let files = args.tls_cert.as_ref().zip(args.tls_key.as_ref());
-    let tls = files.map(|(chain, key)| tls::acceptor(chain, key)).transpose()?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let rules = listener::Rules {
         connections: args.max_connections,
@@ -159,7 +184,7 @@ async fn serve(listener: TcpListener, server: Arc<Server>, args: &ServerArgs) ->
     };
     // a closed standard error changes nothing about serving
     drop(writeln!(io::stderr(), "listening on {scheme}://{address}"));
-    let router = routes::router(server);
+    let router = routes::router(Arc::new(server));
     Ok(listener::serve(listener, router, rules, async move {
         stop.told().await;
         // whoever says it twice wants it at once

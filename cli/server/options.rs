@@ -32,6 +32,9 @@ pub struct ServerArgs {
     /// The model's name in requests and answers [default: its own]
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Option<String>,
+    /// A model of the BERT family for /v1/embeddings [default: the language model's hidden states]
+    #[arg(long, value_name = "FOLDER")]
+    pub embedding_model: Option<PathBuf>,
     /// A key that may do everything; may be given more than once
     #[arg(long, value_name = "KEY,...", value_delimiter = ',')]
     pub api_key: Vec<String>,

@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 use strand_engine::Segment;
-use strand_models::{ChatTemplate, Conversation, Marks, SegmentKind, Tokenizer};
+use strand_models::{ChatTemplate, Content, Conversation, Marks, Message, SegmentKind, Tokenizer};
 
 use super::error::ApiError;
 use super::state::Server;
+use super::tools;
 use super::wire::messages::ChatMessage;
 use crate::date;
 
@@ -37,8 +38,12 @@ pub fn of_chat(server: &Server, chat: Chat) -> Result<Vec<Segment>, ApiError> {
     let messages = messages.map(|(index, message)| {
         message.into_message(marks, index == last && chat.ending == Ending::LastText)
     });
+    let mut messages: Vec<Message> = messages.collect();
+    if server.model.needs_telling {
+        tell(&mut messages, chat.tools.as_ref());
+    }
     let mut conversation = Conversation {
-        messages: messages.collect(),
+        messages,
         tools: chat.tools,
         add_generation_prompt: chat.ending == Ending::Opening,
         date: date::today(),
@@ -51,6 +56,29 @@ pub fn of_chat(server: &Server, chat: Chat) -> Result<Vec<Segment>, ApiError> {
         _ => Segment::new(segment.ids),
     });
     Ok(segments.collect())
+}
+
+/// Says in words what a template without tools would leave out.
+fn tell(messages: &mut Vec<Message>, tools: Option<&Value>) {
+    for message in &mut *messages {
+        let calls = message.tool_calls.take().into_iter().flat_map(|calls| match calls {
+            Value::Array(calls) => calls,
+            other => vec![other],
+        });
+        let calls = calls.map(|call| format!("<tool_call>{}</tool_call>", call["function"]));
+        let calls: String = calls.collect();
+        if let Content::Text(text) = &mut message.content {
+            text.push_str(&calls);
+        }
+    }
+    let Some(tools) = tools else { return };
+    let told = tools::described(tools);
+    match messages.first_mut() {
+        Some(Message { role, content: Content::Text(text), .. }) if role == "system" => {
+            text.push_str(&format!("\n\n{told}"));
+        }
+        _ => messages.insert(0, Message::new("system", told)),
+    }
 }
 
 /// The prompt of a text that the client has put together itself: special tokens in it count.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::handler::Handler;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -17,21 +17,24 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::auth::Access;
 use super::error::ApiError;
 use super::state::App;
-use super::{chat, completions, guard, health, metrics, models, tokenize};
+use super::{
+    chat, completions, embeddings, guard, health, metrics, models, openapi, responses, tokenize,
+};
 
 /// A path, a method, and who may use them.
 pub struct Route {
+    pub method: Method,
     pub path: &'static str,
     pub access: Access,
     handler: MethodRouter<App>,
 }
 
 fn get<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
-    Route { path, access, handler: on(MethodFilter::GET, handler) }
+    Route { method: Method::GET, path, access, handler: on(MethodFilter::GET, handler) }
 }
 
 fn post<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
-    Route { path, access, handler: on(MethodFilter::POST, handler) }
+    Route { method: Method::POST, path, access, handler: on(MethodFilter::POST, handler) }
 }
 
 /// Everything that is served.
@@ -41,11 +44,15 @@ pub fn table() -> Vec<Route> {
         get("/health", Open, health::health),
         get("/ready", Open, health::ready),
         get("/metrics", Admin, metrics::scrape),
+        get("/openapi.json", User, openapi::get),
         get("/version", User, health::version),
         get("/v1/models", User, models::list),
         get("/v1/models/{*id}", User, models::get),
         post("/v1/chat/completions", User, chat::create),
         post("/v1/completions", User, completions::create),
+        post("/v1/responses", User, responses::create),
+        get("/v1/responses", User, responses::connect),
+        post("/v1/embeddings", User, embeddings::create),
         post("/tokenize", User, tokenize::tokenize),
         post("/detokenize", User, tokenize::detokenize),
         get("/tokenizer_info", User, tokenize::info),
@@ -65,10 +72,13 @@ pub fn router(app: App) -> Router {
         let other = no_such_method.layer(admitted(Access::User));
         router = router.route(path, methods.fallback(other));
     }
-    router
+    router = router
         .fallback(no_such_path.layer(admitted(Access::User)))
-        .layer(DefaultBodyLimit::max(app.limits.body))
-        .layer(guard::cors(&app.origins))
+        .layer(DefaultBodyLimit::max(app.limits.body));
+    if !app.origins.is_empty() {
+        router = router.layer(guard::cors(&app.origins));
+    }
+    router
         .layer(from_fn_with_state(app.clone(), guard::check_host))
         .layer(CatchPanicLayer::custom(guard::panicked))
         .layer(from_fn_with_state(app.clone(), guard::observe))

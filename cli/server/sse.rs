@@ -9,6 +9,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::error::ApiError;
 use super::generation::{Generation, Piece};
@@ -32,22 +33,38 @@ pub trait Script: Send + 'static {
 /// One message of a script.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
+    event: Option<&'static str>,
     data: String,
 }
 
 impl Message {
     pub fn new(data: &impl Serialize) -> Self {
         let data = serde_json::to_string(data).expect("wire types are JSON");
-        Self { data }
+        Self { event: None, data }
+    }
+
+    /// For APIs that name their events.
+    pub fn named(event: &'static str, data: &Value) -> Self {
+        Self { event: Some(event), ..Self::new(data) }
     }
 
     /// What ends OpenAI's streams.
     pub fn done() -> Self {
-        Self { data: "[DONE]".to_owned() }
+        Self { event: None, data: "[DONE]".to_owned() }
     }
 
     fn into_event(self) -> Event {
-        Event::default().data(self.data)
+        let event = Event::default();
+        let named = match self.event {
+            None => event,
+            Some(name) => event.event(name),
+        };
+        named.data(self.data)
+    }
+
+    /// The JSON alone.
+    pub fn into_data(self) -> String {
+        self.data
     }
 }
 
@@ -63,6 +80,10 @@ impl<S: Script> Play<S> {
     pub fn new(generation: Generation, mut script: S) -> Self {
         let ready = script.opening().into();
         Self { generation, script, ready, ended: false }
+    }
+
+    pub fn script(&self) -> &S {
+        &self.script
     }
 
     /// The next message; `None` after the last one.

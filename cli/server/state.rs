@@ -1,22 +1,29 @@
 //! What all requests share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderValue;
+use strand_engine::grammar::Grammars;
 use strand_engine::{EngineHandle, Restore};
 
 use super::auth::Keys;
+use super::embeddings::EmbeddingModel;
 use super::error::ApiError;
 use super::hosts::Hosts;
 use super::metrics::Metrics;
 use super::quota::Quotas;
+use super::tools::Style;
 
 /// The running server. Immutable; what changes is in the engine and behind its fields.
 pub struct Server {
     pub engine: EngineHandle,
     pub model: ModelEntry,
     pub limits: ServerLimits,
+    /// Made when the first grammar is asked for.
+    pub grammars: OnceLock<Grammars>,
+    /// A model made for embeddings.
+    pub embedder: Option<EmbeddingModel>,
     pub keys: Keys,
     pub hosts: Hosts,
     /// Sites whose pages may use this server.
@@ -36,6 +43,10 @@ pub struct ModelEntry {
     pub id: String,
     /// Seconds since 1970.
     pub created: u64,
+    /// How it calls tools.
+    pub style: Style,
+    /// Its template doesn't speak of tools.
+    pub needs_telling: bool,
 }
 
 /// What one request may ask for.
@@ -61,8 +72,10 @@ impl ServerLimits {
 }
 
 impl ModelEntry {
-    pub fn new(id: String) -> Self {
-        Self { id, created: now() }
+    /// `template` is the source of its chat template.
+    pub fn new(id: String, template: &str) -> Self {
+        let needs_telling = !template.contains("tools");
+        Self { id, created: now(), style: Style::of(template), needs_telling }
     }
 
     /// Refuses another model's name. None is the one there is.

@@ -11,6 +11,7 @@ use super::lenient::Fields;
 use super::logprobs::spelling;
 use super::prompt::{self, Chat};
 use super::state::App;
+use super::tools::Tools;
 use super::wire::chat;
 use super::wire::messages;
 
@@ -25,7 +26,8 @@ pub async fn tokenize(State(app): State<App>, mut fields: Fields) -> Result<Json
         None => {
             let messages = messages::read(&mut fields, "messages")?;
             let ending = chat::ending(&mut fields, &messages)?;
-            Some(Chat { messages, tools: fields.value("tools"), ending, marks })
+            let tools = Tools::read(&mut fields)?.offered();
+            Some(Chat { messages, tools, ending, marks })
         }
     };
     let answer = blocking(&app, move |server| {

@@ -11,12 +11,16 @@ use crate::server::lenient::Fields;
 use crate::server::logprobs::ChatLogprobs;
 use crate::server::prompt::Ending;
 use crate::server::state::ServerLimits;
+use crate::server::structured::Form;
+use crate::server::tools::{Said, Tools};
 use crate::server::usage::{Provenance, Usage};
 
 /// A request, checked as far as it can be without the model.
 pub struct ChatRequest {
     pub common: Common,
     pub messages: Vec<ChatMessage>,
+    pub tools: Tools,
+    pub form: Option<Form>,
     pub ending: Ending,
     pub marks: Marks,
 }
@@ -51,6 +55,25 @@ pub struct AnswerMessage {
     pub role: &'static str,
     pub content: Option<String>,
     pub refusal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ToolCall>>,
+}
+
+/// A call as a whole.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ToolCall {
+    pub id: String,
+    /// `function`
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub function: CalledFunction,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CalledFunction {
+    pub name: String,
+    /// JSON, as text.
+    pub arguments: String,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -84,14 +107,34 @@ pub struct Delta {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ToolCallDelta>>,
+}
+
+/// A call's beginning, or more of its arguments.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ToolCallDelta {
+    pub index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    pub function: FunctionDelta,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub arguments: String,
 }
 
 impl ChatChoice {
     pub fn new(index: usize, logprobs: bool, token_ids: bool) -> Self {
-        let content = Some(String::new());
+        let (content, role) = (Some(String::new()), "assistant");
         Self {
             index,
-            message: AnswerMessage { role: "assistant", content, refusal: None },
+            message: AnswerMessage { role, content, refusal: None, tool_calls: None },
             logprobs: logprobs.then(ChatLogprobs::default),
             finish_reason: None,
             token_ids: token_ids.then(Vec::new),
@@ -100,8 +143,11 @@ impl ChatChoice {
 
     /// Adds what follows of the same choice.
     pub fn append(&mut self, next: ChunkChoice) {
-        if let Some(more) = next.delta.content {
+        if let Some(more) = next.delta.content.filter(|text| !text.is_empty()) {
             self.message.content.get_or_insert_default().push_str(&more);
+        }
+        for delta in next.delta.tool_calls.into_iter().flatten() {
+            self.message.call(delta);
         }
         if let Some(more) = next.logprobs {
             self.logprobs.get_or_insert_default().content.extend(more.content);
@@ -113,6 +159,21 @@ impl ChatChoice {
     }
 }
 
+impl AnswerMessage {
+    fn call(&mut self, delta: ToolCallDelta) {
+        let calls = self.tool_calls.get_or_insert_default();
+        if let Some((id, name)) = delta.id.zip(delta.function.name) {
+            let function = CalledFunction { name, arguments: String::new() };
+            calls.push(ToolCall { id, kind: "function", function });
+            // OpenAI has null where nothing but calls was said
+            self.content = self.content.take().filter(|text| !text.is_empty());
+        }
+        if let Some(call) = calls.get_mut(delta.index) {
+            call.function.arguments.push_str(&delta.function.arguments);
+        }
+    }
+}
+
 impl ChunkChoice {
     pub fn new(index: usize, delta: Delta) -> Self {
         Self { index, delta, logprobs: None, finish_reason: None, token_ids: None }
@@ -120,6 +181,7 @@ impl ChunkChoice {
 
     pub fn says_something(&self) -> bool {
         let more = self.logprobs.is_some() || self.token_ids.is_some();
+        let more = more || self.delta.tool_calls.is_some();
         let text = self.delta.content.as_ref().is_some_and(|text| !text.is_empty());
         text || more || self.finish_reason.is_some()
     }
@@ -128,6 +190,25 @@ impl ChunkChoice {
 impl Delta {
     pub fn text(text: String) -> Self {
         Self { content: Some(text), ..Self::default() }
+    }
+
+    pub fn said(said: Said) -> Self {
+        let call = match said {
+            Said::Text(text) => return Self::text(text),
+            Said::Call { index, id, name } => ToolCallDelta {
+                index,
+                id: Some(id),
+                kind: Some("function"),
+                function: FunctionDelta { name: Some(name), arguments: String::new() },
+            },
+            Said::Arguments { index, text } => ToolCallDelta {
+                index,
+                id: None,
+                kind: None,
+                function: FunctionDelta { name: None, arguments: text },
+            },
+        };
+        Self { tool_calls: Some(vec![call]), ..Self::default() }
     }
 }
 
@@ -139,7 +220,9 @@ impl ChatRequest {
         common.sampling.logprobs = logprobs(&mut fields)?;
         let messages = messages::read(&mut fields, "messages")?;
         let ending = ending(&mut fields, &messages)?;
-        Ok(Self { common, messages, ending, marks })
+        let tools = Tools::read(&mut fields)?;
+        let form = Form::read(&mut fields)?;
+        Ok(Self { common, messages, tools, form, ending, marks })
     }
 }
 

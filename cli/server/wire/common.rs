@@ -74,7 +74,7 @@ fn stream(fields: &mut Fields) -> Result<Option<StreamOptions>, ApiError> {
     }))
 }
 
-fn sampling(fields: &mut Fields) -> Result<SamplingArgs, ApiError> {
+pub fn sampling(fields: &mut Fields) -> Result<SamplingArgs, ApiError> {
     let stop = fields.texts("stop")?;
     check_stops(&stop)?;
     let penalty = |fields: &mut Fields, name| fields.number(name, -2.0..=2.0);
@@ -148,7 +148,7 @@ fn check_len(name: &str, found: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+pub fn cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     let salt = fields.text("cache_salt")?;
     if let Some(salt) = &salt {
         let is_bad = |letter: char| letter.is_control() || ['@', '/', '\\'].contains(&letter);

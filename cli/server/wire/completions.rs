@@ -89,7 +89,7 @@ impl TextRequest {
         common.sampling.logprobs = logprobs.map(|count| count as u32);
         refuse_what_is_not_done(&mut fields, common.n)?;
         Ok(Self {
-            prompts: prompts(&mut fields)?,
+            prompts: prompts(&mut fields, "prompt", ServerLimits::PROMPTS)?,
             add_special_tokens: fields.flag("add_special_tokens")?.unwrap_or(true),
             common,
             echo,
@@ -112,30 +112,30 @@ fn refuse_what_is_not_done(fields: &mut Fields, n: usize) -> Result<(), ApiError
 }
 
 /// A string, strings, token ids or lists of them.
-fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
-    let value = fields.value("prompt").ok_or_else(|| fields.missing("prompt"))?;
-    let wrong = |value: &Value| wrong_type("prompt", "text, token ids or a list of either", value);
+pub fn prompts(fields: &mut Fields, name: &str, most: usize) -> Result<Vec<Prompt>, ApiError> {
+    let value = fields.value(name).ok_or_else(|| fields.missing(name))?;
+    let wrong = |value: &Value| wrong_type(name, "text, token ids or a list of either", value);
     let values = match value {
         Value::String(text) => return Ok(vec![Prompt::Text(text)]),
         Value::Array(values) => values,
         other => return Err(wrong(&other)),
     };
     if values.first().is_some_and(Value::is_number) {
-        return Ok(vec![Prompt::Tokens(tokens(&values)?)]);
+        return Ok(vec![Prompt::Tokens(tokens(name, &values)?)]);
     }
-    if values.is_empty() || values.len() > ServerLimits::PROMPTS {
-        let (found, most) = (values.len(), ServerLimits::PROMPTS);
-        let message = format!("prompt is a list of {found}, it must have 1 to {most} entries");
-        return Err(ApiError::invalid("prompt", message));
+    if values.is_empty() || values.len() > most {
+        let found = values.len();
+        let message = format!("{name} is a list of {found}, it must have 1 to {most} entries");
+        return Err(ApiError::invalid(name, message));
     }
     let each = values.into_iter().map(|value| match value {
         Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(values) => Ok(Prompt::Tokens(tokens(&values)?)),
+        Value::Array(values) => Ok(Prompt::Tokens(tokens(name, &values)?)),
         other => Err(wrong(&other)),
     });
     each.collect()
 }
 
-fn tokens(values: &[Value]) -> Result<Vec<u32>, ApiError> {
-    values.iter().map(|value| token("prompt", value)).collect()
+fn tokens(name: &str, values: &[Value]) -> Result<Vec<u32>, ApiError> {
+    values.iter().map(|value| token(name, value)).collect()
 }

@@ -1,0 +1,70 @@
+//! `POST /v1/responses`, and the same over a socket.
+//!
+//! Nothing is stored: a later request brings what was said, or goes on within one socket.
+
+mod script;
+mod socket;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+
+use super::asking;
+use super::auth::Principal;
+use super::error::ApiError;
+use super::generation::Generation;
+use super::lenient::Fields;
+use super::prompt::{self, Chat, Ending};
+use super::sse::{self, Play};
+use super::state::App;
+use super::structured;
+use super::wire::responses::ResponseRequest;
+use script::Events;
+pub use socket::connect;
+
+pub async fn create(
+    State(app): State<App>,
+    principal: Principal,
+    fields: Fields,
+) -> Result<Response, ApiError> {
+    let asked = ResponseRequest::read(fields, &app.limits)?;
+    if let Some(previous) = &asked.previous {
+        return Err(not_kept(previous));
+    }
+    let streams = asked.common.stream.is_some();
+    let mut play = play(&app, &principal, asked, &[]).await?;
+    if streams {
+        return Ok(sse::response(play));
+    }
+    while play.next().await.is_some() {}
+    Ok(Json(play.script().response()?).into_response())
+}
+
+fn not_kept(id: &str) -> ApiError {
+    let message = format!("the response {id:?} is not kept; send what was said as input");
+    let error = ApiError::invalid("previous_response_id", message);
+    ApiError { code: Some("previous_response_not_found"), ..error }
+}
+
+/// Begins the answer to a request that follows on messages `before`.
+async fn play(
+    app: &App,
+    principal: &Principal,
+    asked: ResponseRequest,
+    before: &[Value],
+) -> Result<Play<Events>, ApiError> {
+    app.model.check(asked.common.model.as_deref())?;
+    let (messages, marks) = asked.messages(before)?;
+    let ResponseRequest { common, tools, form, echo, .. } = asked;
+    let shape = structured::shape(app, form, &tools).await?;
+    let chat = Chat { messages, tools: tools.offered(), ending: Ending::Opening, marks };
+    let make = move |server: &_| prompt::of_chat(server, chat);
+    let segments = asking::prepare(app, principal, &common, make).await?;
+    let mut request = asking::request(app, principal, &common, segments);
+    request.limits.grammar = shape.grammar;
+    let generation = Generation::start(app, vec![request]).await?;
+    let speech = tools.speech(shape.style);
+    let events = Events::new(app, generation.prompt_tokens, echo, speech)?;
+    Ok(Play::new(generation, events))
+}
