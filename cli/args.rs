@@ -266,10 +266,25 @@ pub enum BenchCommand {
     Recall(Box<RecallArgs>),
     /// Time to the first token of a question over chunks, by what is cached and by reuse policy
     Reuse(Box<ReuseBenchArgs>),
+    /// Every op against what this machine reads and multiplies at most
+    Kernels(KernelsArgs),
     /// Save and restore of chunks by codec: speed against the disk's own, size, break-even
     Tiers(Box<TiersArgs>),
     /// Load on a server: time to the first token, between tokens, errors
     Serve(Box<ServeBenchArgs>),
+}
+
+#[derive(Debug, Args)]
+pub struct KernelsArgs {
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub threads: Option<usize>,
+    /// Measurements of each op, of which the median is told
+    #[arg(long, value_name = "N", default_value_t = 15, value_parser = parse_positive)]
+    pub repeats: usize,
+    /// Only the ops whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
 }
 
 #[derive(Debug, Args)]

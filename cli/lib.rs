@@ -78,6 +78,7 @@ fn obey(cli: Cli) -> Result<Outcome> {
         Command::Chat(args) => chat::run(*args, common, &interrupt),
         Command::Chunks(args) => chunks::run(&args, common),
         Command::Models(command) => models::run(&command, common),
+        Command::Bench(BenchCommand::Kernels(args)) => bench::kernels::run(&args, common),
         Command::Bench(BenchCommand::Throughput(args)) => bench::throughput::run(&args, common),
         Command::Bench(BenchCommand::Latency(args)) => bench::latency::run(&args, common),
         Command::Bench(BenchCommand::Recall(args)) => bench::recall::run(&args, common),

@@ -16,6 +16,7 @@
 //! workspace is here. [`NUMERICS`] names the arithmetic: results of two builds are comparable bit
 //! for bit only if it is equal.
 
+pub mod ceilings;
 mod dtype;
 mod embedding;
 mod error;

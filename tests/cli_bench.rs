@@ -317,3 +317,19 @@ fn the_bundled_model_is_listed_and_shown() {
     let files = shown[0]["files"].as_array().expect("a list");
     assert!(files.iter().any(|file| file["name"] == "model.safetensors"));
 }
+
+#[test]
+fn ops_are_measured_against_what_the_machine_can_do() {
+    let run = strand(&["bench", "kernels", "--repeats", "1", "--only", "store_kv"]);
+    let line = last_line(&run);
+    for ceiling in ["read_bytes", "f32_operations", "int8_operations"] {
+        assert!(line[format!("{ceiling}_per_second")].as_f64() > Some(0.0), "{ceiling}");
+    }
+    let rows = line["rows"].as_array().expect("a list");
+    let names: Vec<&str> = rows.iter().filter_map(|row| row["name"].as_str()).collect();
+    assert_eq!(names, ["store_kv, bf16, 1", "store_kv, bf16, 512"]);
+    for (row, name) in rows.iter().zip(names) {
+        assert!(row["seconds"].as_f64() > Some(0.0) && row["share_of_read"].as_f64() > Some(0.0));
+        assert!(run.out.contains(name), "{}", run.out);
+    }
+}

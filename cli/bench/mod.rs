@@ -4,6 +4,7 @@
 //! Workloads are a function of the seed. Nothing here changes how the engine works.
 
 mod disk;
+pub mod kernels;
 mod kv_files;
 pub mod latency;
 pub mod recall;

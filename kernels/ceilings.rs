@@ -1,0 +1,88 @@
+//! The most that a processor multiplies: loops that do nothing else, to compare the others with.
+
+use std::hint::black_box;
+
+use crate::isa::{IntKernel, Kernel};
+use crate::simd::{IntSimd, LANES, Simd};
+use crate::threads::Threads;
+
+/// Sums that grow side by side: enough to hide what one product takes, and they fit the registers.
+const WIDE_SUMS: usize = 16;
+const NARROW_SUMS: usize = 5;
+/// Products of a sum between two looks at the clock.
+const STEPS: usize = 1 << 20;
+
+/// Computes nothing on all threads, as fast as f32 products go; returns how many operations (an
+/// addition and a multiplication each) that were.
+pub fn f32_products(threads: &Threads) -> u64 {
+    threads.run(threads.count(), |_| threads.isa().run(Floats));
+    let sums = if threads.isa().is_wide() { WIDE_SUMS } else { NARROW_SUMS };
+    (threads.count() * sums * STEPS * LANES * 2) as u64
+}
+
+/// As [`f32_products`], of integers of 8 bits.
+pub fn int8_products(threads: &Threads) -> u64 {
+    threads.run(threads.count(), |_| threads.isa().run_int(Ints));
+    let sums = if threads.isa().is_wide_int() { WIDE_SUMS } else { NARROW_SUMS };
+    (threads.count() * sums * STEPS * LANES * 4 * 2) as u64
+}
+
+struct Floats;
+
+impl Kernel for Floats {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if S::WIDE { floats::<S, WIDE_SUMS>(s) } else { floats::<S, NARROW_SUMS>(s) }
+    }
+}
+
+#[inline(always)]
+fn floats<S: Simd, const N: usize>(s: S) {
+    let (a, b) = (s.splat(black_box(0.5)), s.splat(black_box(0.25)));
+    let mut sums = [s.splat(0.0); N];
+    for _ in 0..STEPS {
+        sums = sums.map(|sum| s.mul_add(a, sum, b));
+    }
+    for sum in sums {
+        black_box(s.reduce(sum));
+    }
+}
+
+struct Ints;
+
+impl IntKernel for Ints {
+    #[inline(always)]
+    fn run<S: IntSimd>(self, s: S) {
+        if S::Float::WIDE { ints::<S, WIDE_SUMS>(s) } else { ints::<S, NARROW_SUMS>(s) }
+    }
+}
+
+#[inline(always)]
+fn ints<S: IntSimd, const N: usize>(s: S) {
+    let codes = s.bytes(&black_box([1; 4 * LANES]));
+    let x = black_box(0x0101_0101);
+    let mut sums = [s.splat(0); N];
+    for _ in 0..STEPS {
+        sums = sums.map(|sum| s.dot(sum, codes, x));
+    }
+    for sum in sums {
+        black_box(s.float().reduce(s.to_float(sum)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+
+    #[test]
+    fn work_is_counted_by_threads_and_lanes() {
+        for isa in Isa::available() {
+            let (one, two) = (Threads::new(1).with_isa(isa), Threads::new(2).with_isa(isa));
+            assert_eq!(f32_products(&two), 2 * f32_products(&one), "{isa:?}");
+            assert!(int8_products(&one) >= f32_products(&one), "{isa:?}");
+        }
+    }
+}
