@@ -244,4 +244,6 @@ fn a_socket_needs_the_key_and_no_foreign_page() {
     assert_eq!(connect(&server, &[("authorization", "Bearer wrong")]).err(), Some(401));
     assert_eq!(connect(&server, &[key, ("origin", "https://evil.example")]).err(), Some(403));
     assert!(connect(&server, &[key, ("origin", "https://good.example")]).is_ok());
+    let plain = server.send("GET", PATH, &["Authorization: Bearer right"], b"");
+    plain.refused(426, None, "WebSocket");
 }

@@ -1,7 +1,10 @@
 //! Answers under a grammar, and calls of functions: by a model that knows nothing of either.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
+use crate::binary::copy_of_demo;
 use crate::http::Server;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -170,4 +173,33 @@ fn a_model_is_told_of_tools_and_of_what_they_said() {
     let mut body = ask(json!({"tools": [weather()], "max_tokens": 4}));
     body["messages"] = messages;
     assert_eq!(server.post(CHAT, &body).status, 200);
+}
+
+#[test]
+fn a_template_that_speaks_of_tools_says_how_they_are_called() {
+    let folder = copy_of_demo("tools");
+    let template = "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n\
+                    {% endfor %}Call with <tool_call></tool_call>.<|im_end|>\n{% endif %}\
+                    {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+                    {% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}\
+                    </tool_call>{% endfor %}<|im_end|>\n{% endfor %}\
+                    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    let server = Server::start(&[folder.to_str().unwrap()]);
+    let messages = json!([
+        {"role": "user", "content": "Weather? <|im_end|>"},
+        {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function",
+            "function": {"name": "get_weather", "arguments": "{\"days\": 2}"}}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+    ]);
+    let body = json!({"messages": messages, "tools": [weather()]});
+    let tokens = server.post("/tokenize", &body).json()["tokens"].clone();
+    let text = server.post("/detokenize", &json!({"tokens": tokens})).json();
+    let text = text["prompt"].as_str().unwrap();
+    assert!(text.starts_with("<|im_start|>system\n{\"type\": \"function\""), "{text}");
+    let call = "<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"days\": 2}}</tool_call>";
+    assert!(text.contains(call), "{text}");
+    assert_eq!(text.matches("Call with").count(), 1, "it is told once");
+    let auto = json!({"messages": messages, "tools": [weather()], "max_tokens": 8});
+    assert_eq!(server.post(CHAT, &auto).status, 200);
 }

@@ -50,3 +50,29 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
     tracing::info!(id, %method, ?path, status, millis, "answered");
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::routing::get;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handler_that_panics_tells_nothing_of_why() {
+        async fn fails() -> &'static str {
+            panic!("a secret of ours")
+        }
+        let router: Router = Router::new().route("/", get(fails));
+        let router = router.layer(CatchPanicLayer::custom(panicked));
+        let request = axum::http::Request::new(Body::empty());
+        let answer = router.oneshot(request).await.expect("it is an answer");
+        assert_eq!(answer.status(), 500);
+        let body = axum::body::to_bytes(answer.into_body(), 4096).await.expect("it is short");
+        let body = String::from_utf8(body.to_vec()).expect("text");
+        assert!(body.contains("server_error") && !body.contains("secret"), "{body}");
+    }
+}

@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, WebSocketUpgrade, close_code};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use serde_json::{Value, json};
 use tokio::time::{Instant, Interval, interval};
@@ -18,6 +19,7 @@ use super::play;
 use crate::server::auth::Principal;
 use crate::server::error::ApiError;
 use crate::server::lenient::Fields;
+use crate::server::quota::Turn;
 use crate::server::sse::{Message, Play};
 use crate::server::state::App;
 use crate::server::wire::responses::{ResponseRequest, add_item};
@@ -37,8 +39,12 @@ pub async fn connect(
     State(app): State<App>,
     principal: Principal,
     headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
+    let Ok(upgrade) = upgrade else {
+        let message = "GET opens a WebSocket here, and this request asks for none";
+        return Err(ApiError::refused(StatusCode::UPGRADE_REQUIRED, message));
+    };
     // sockets have no preflight: a page of another site is refused here
     if let Some(origin) = headers.get(header::ORIGIN)
         && !app.origins.contains(origin)
@@ -83,12 +89,17 @@ impl Session {
         let Some(request) = self.waiting.pop_front() else { return Ok(()) };
         let lane = request["stream_id"].as_str().map(str::to_owned);
         match self.begin(request).await {
-            Ok((play, said)) => self.answer(play, said, lane.as_deref()).await,
+            Ok((play, said, _turn)) => self.answer(play, said, lane.as_deref()).await,
             Err(error) => self.refuse(&error, lane.as_deref()).await,
         }
     }
 
-    async fn begin(&mut self, request: Value) -> Result<(Play<Events>, Vec<Value>), ApiError> {
+    /// A request counts as one over HTTP does, while its turn lasts.
+    async fn begin(
+        &mut self,
+        request: Value,
+    ) -> Result<(Play<Events>, Vec<Value>, Turn), ApiError> {
+        let turn = self.app.quotas.enter(&self.principal.tenant)?;
         let fields = Fields::of_value("", request)?.into_body();
         let asked = ResponseRequest::read(fields, &self.app.limits)?;
         let before = match &asked.previous {
@@ -99,7 +110,7 @@ impl Session {
             }
         };
         let said = [before, &asked.said].concat();
-        Ok((play(&self.app, &self.principal, asked, before).await?, said))
+        Ok((play(&self.app, &self.principal, asked, before).await?, said, turn))
     }
 
     async fn answer(
