@@ -19,6 +19,7 @@ mod generate;
 mod interrupt;
 mod load;
 mod models;
+mod placing;
 mod progress;
 mod sampling;
 mod server;

@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
 use tokio::sync::oneshot;
 
 use crate::batch::Runner;
-use crate::cache::{ChunkId, KvVariant, TiersOf};
+use crate::cache::{ChunkId, KvIdentity, KvVariant, TiersOf};
 use crate::config::EnginePlan;
 use crate::engine::pins::PinOutcome;
 use crate::engine::verbs::{Erased, Unloaded};
@@ -70,6 +70,7 @@ pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     _thread: Arc<EngineThread>,
     plan: Arc<EnginePlan>,
+    identity: Arc<KvIdentity>,
     facts: Arc<ModelFacts>,
 }
 
@@ -108,6 +109,7 @@ impl EngineHandle {
         files: Option<IoFiles>,
     ) -> Self {
         let plan = Arc::new(engine.plan().clone());
+        let identity = Arc::new(engine.identity().clone());
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         // Weak: what comes back from the disk must not keep the engine alive.
         let door = commands.downgrade();
@@ -123,11 +125,16 @@ impl EngineHandle {
             .spawn(move || EngineLoop::new(engine, receiver, io).run())
             .expect("the system can start a thread");
         let thread = Arc::new(EngineThread(Some(thread)));
-        Self { commands, _thread: thread, plan, facts: Arc::new(facts) }
+        Self { commands, _thread: thread, plan, identity, facts: Arc::new(facts) }
     }
 
     pub fn plan(&self) -> &EnginePlan {
         &self.plan
+    }
+
+    /// What the names of all its KV start from, but for a request's anchor and salt.
+    pub fn identity(&self) -> &KvIdentity {
+        &self.identity
     }
 
     pub fn model_name(&self) -> &str {

@@ -39,8 +39,9 @@ impl Server {
 
     /// The same, with variables in its environment.
     pub fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
-        let base = ["serve", "--addr", "127.0.0.1:0", "--kv-memory", "64MiB"];
-        let mut command = command(&[&base[..], flags].concat());
+        let mut command = command(&[&["serve", "--addr", "127.0.0.1:0"][..], flags].concat());
+        // a flag counts more than this
+        command.env("STRAND_KV_MEMORY", "64MiB");
         command.stdout(Stdio::null()).envs(variables.iter().copied());
         let mut child = command.spawn().expect("the program starts");
         let errors = BufReader::new(child.stderr.take().expect("it is piped"));

@@ -17,13 +17,13 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use strand_engine::context::{Chunk, Context, Conversation, Prompt};
 use strand_engine::store::{Codec, Store};
-use strand_engine::{EngineHandle, Request, Restore, Reuse, Segment, TiersOf, num_blocks};
+use strand_engine::{EngineHandle, Request, Restore, Reuse, Segment, TiersOf};
 use strand_models::{ChatTemplate, Tokenizer};
 
 use crate::answer::{self, Answer};
 use crate::args::{ChatArgs, CommonArgs, SamplingArgs};
 use crate::interrupt::Interrupt;
-use crate::{Outcome, UsageError, data_dir, date, load, sampling};
+use crate::{Outcome, UsageError, data_dir, date, load, placing, sampling};
 use commands::Command;
 use keeper::Keeper;
 use screen::{Mode, Screen};
@@ -175,12 +175,7 @@ impl Chat {
     /// Tokens of the anchor, the active chunks, the system text and the turns.
     fn used_tokens(&self) -> Result<usize> {
         let (template, tokenizer) = self.language();
-        let conversation = &self.context.conversation;
-        if conversation.turns().is_empty() && conversation.system().is_none() {
-            return Ok(self.context.anchor().len() + self.context.active_tokens());
-        }
-        let prompt = self.context.prompt(template, tokenizer, usize::MAX)?;
-        Ok(prompt.tokens() - prompt.opening.len())
+        Ok(self.context.used_tokens(template, tokenizer)?)
     }
 
     /// Carries out one line of input, shows what came of it, and keeps the context.
@@ -276,25 +271,13 @@ impl Chat {
     }
 
     fn prompt(&self) -> Result<Prompt> {
-        let plan = self.engine.plan();
-        let length = plan.max_model_len;
-        let kept = self.sampling.max_tokens.unwrap_or((length / 4).clamp(1, 1024));
-        let Some(mut room) = length.checked_sub(kept).filter(|&room| room > 0) else {
+        let length = self.engine.plan().max_model_len;
+        let kept = self.sampling.max_tokens.unwrap_or_else(|| placing::answer_room(length));
+        if kept >= length {
             let text = format!("--max-tokens {kept} leaves no room in the {length} of the model");
             return Err(UsageError(text).into());
-        };
-        let (template, tokenizer) = self.language();
-        // Every turn starts a block of its own: short ones fill the pool before the length.
-        loop {
-            let prompt = self.context.prompt(template, tokenizer, room)?;
-            let answers = kept.div_ceil(plan.block_size);
-            let needed = num_blocks(&prompt.segments, plan.block_size) + answers;
-            if needed <= plan.num_blocks {
-                return Ok(prompt);
-            }
-            // A block holds at least one token: never more is dropped than must be.
-            room = prompt.tokens().saturating_sub(needed - plan.num_blocks);
         }
+        Ok(placing::prompt(&self.engine, &self.context, self.language(), kept)?)
     }
 
     /// True for templates that write `<think>` themselves, before the answer begins.

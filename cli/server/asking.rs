@@ -4,20 +4,25 @@ use strand_engine::{Limits, Request, Segment};
 
 use super::auth::Principal;
 use super::error::ApiError;
-use super::library;
+use super::library::{self, Sight, Wish};
 use super::state::{App, Server};
 use super::wire::common::Common;
 use crate::sampling;
 
-/// Makes the prompt where it may take its time, after what it asks for was found.
+/// Makes the prompt where it may take its time, over what it asks to see.
 pub async fn prepare<T: Send + 'static>(
     app: &App,
     principal: &Principal,
     common: &Common,
-    make: impl FnOnce(&Server) -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    library::resolve(app, principal, &common.selection)?;
-    blocking(app, make).await
+    make: impl FnOnce(&Server, Option<&mut Sight>) -> Result<T, ApiError> + Send + 'static,
+) -> Result<(T, Option<Sight>), ApiError> {
+    let (tenant, wish) = (principal.tenant.clone(), Wish::new(principal, common));
+    blocking(app, move |server| {
+        let mut sight = library::resolve(server, &tenant, &wish)?;
+        let made = make(server, sight.as_mut())?;
+        Ok((made, sight))
+    })
+    .await
 }
 
 /// Runs what blocks on a thread for it.

@@ -14,6 +14,7 @@ use super::auth::Principal;
 use super::error::ApiError;
 use super::generation::{Generation, Piece};
 use super::lenient::Fields;
+use super::library::sight;
 use super::logprobs::ChatLogprobs;
 use super::prompt::{self, Chat};
 use super::sse::{self, Message, Play, Script};
@@ -34,13 +35,14 @@ pub async fn create(
     app.model.check(common.model.as_deref())?;
     let shape = structured::shape(&app, form, &tools).await?;
     let chat = Chat { messages, tools: tools.offered(), ending, marks };
-    let segments =
-        asking::prepare(&app, &principal, &common, move |server| prompt::of_chat(server, chat))
-            .await?;
+    let making = asking::prepare(&app, &principal, &common, move |server, sight| {
+        sight::chat(server, sight, chat)
+    });
+    let (segments, sight) = making.await?;
     let mut request = asking::request(&app, &principal, &common, segments);
     request.limits.grammar = shape.grammar;
-    let generation = Generation::start(&app, vec![request]).await?;
-    let tally = Tally::new(generation.prompt_tokens, common.n);
+    let generation = Generation::start(&app, vec![request], sight).await?;
+    let tally = Tally::new(&generation, common.n);
     let teller = Teller::new(&app, &common, || tools.speech(shape.style))?;
     match common.stream {
         Some(options) => {

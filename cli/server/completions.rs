@@ -30,24 +30,38 @@ pub async fn create(
     let mut asked = TextRequest::read(fields, &app.limits)?;
     app.model.check(asked.common.model.as_deref())?;
     let (texts, special) = (std::mem::take(&mut asked.prompts), asked.add_special_tokens);
-    let prompts = asking::prepare(&app, &principal, &asked.common, move |server| {
-        let ids = texts.into_iter().map(|prompt| match prompt {
-            Prompt::Text(text) => prompt::of_text(server, &text, special),
-            Prompt::Tokens(ids) => Ok(ids),
+    if asked.common.selection.context.is_some() {
+        let message = "a context is a conversation, which /v1/chat/completions goes on with";
+        return Err(ApiError::invalid("context", message));
+    }
+    if asked.echo && asked.common.selection.chunks.is_some() {
+        return Err(ApiError::invalid("echo", "a prompt behind chunks is not echoed"));
+    }
+    let making = asking::prepare(&app, &principal, &asked.common, move |server, mut sight| {
+        let prompts = texts.into_iter().map(|prompt| {
+            let ids = match prompt {
+                Prompt::Text(text) => prompt::of_text(server, &text, special)?,
+                Prompt::Tokens(ids) => ids,
+            };
+            let segments = match &mut sight {
+                Some(sight) => sight.text(server, &ids)?,
+                None => vec![Segment::new(ids.clone())],
+            };
+            Ok((ids, segments))
         });
-        ids.collect::<Result<Vec<_>, _>>()
-    })
-    .await?;
-    let requests = prompts.iter().map(|prompt| {
-        let segments = vec![Segment::new(prompt.clone())];
+        prompts.collect::<Result<Vec<_>, ApiError>>()
+    });
+    let (prompts, sight) = making.await?;
+    let (prompts, segments): (Vec<_>, Vec<_>) = prompts.into_iter().unzip();
+    let requests = segments.into_iter().map(|segments| {
         let mut request = request(&app, &principal, &asked.common, segments);
         if asked.echo {
             request.limits.prompt_logprobs = request.limits.logprobs;
         }
         request
     });
-    let generation = Generation::start(&app, requests.collect()).await?;
-    let tally = Tally::new(generation.prompt_tokens, asked.common.n);
+    let generation = Generation::start(&app, requests.collect(), sight).await?;
+    let tally = Tally::new(&generation, asked.common.n);
     let teller = Teller::new(&app, &asked, prompts)?;
     match asked.common.stream {
         Some(options) => {

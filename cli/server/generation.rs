@@ -10,6 +10,8 @@ use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use strand_engine::{Event, Exactness, FinishReason, Request, Reuse, TokenLogprobs};
 
 use super::error::ApiError;
+use super::library::Sight;
+use super::library::sight::Told;
 use super::metrics::Metrics;
 use super::state::Server;
 
@@ -51,6 +53,9 @@ pub struct Generation {
     /// When each choice had its last token.
     last_token: Vec<Option<Instant>>,
     pub prompt_tokens: usize,
+    /// What it sees of the library, until all choices have ended.
+    sight: Option<Sight>,
+    pub told: Told,
 }
 
 /// After so long without a word the request counts as accepted.
@@ -59,7 +64,11 @@ const ACCEPTED_AFTER: Duration = Duration::from_secs(10);
 impl Generation {
     /// Sends all requests, and waits until they run or are refused: what is refused is told
     /// before any event is.
-    pub async fn start(server: &Server, requests: Vec<Request>) -> Result<Self, ApiError> {
+    pub async fn start(
+        server: &Server,
+        requests: Vec<Request>,
+        sight: Option<Sight>,
+    ) -> Result<Self, ApiError> {
         let n = requests.first().map_or(1, |request| request.limits.n as usize);
         let open = n * requests.len();
         let prompt_tokens = requests.iter().map(Request::prompt_tokens).sum();
@@ -72,6 +81,7 @@ impl Generation {
             });
             events.push(numbered.boxed());
         }
+        let told = sight.as_ref().map(Sight::told).unwrap_or_default();
         let mut generation = Self {
             events,
             n,
@@ -81,6 +91,8 @@ impl Generation {
             started: Instant::now(),
             last_token: vec![None; open],
             prompt_tokens,
+            sight,
+            told,
         };
         let first = tokio::time::timeout(ACCEPTED_AFTER, generation.next()).await;
         if let Ok(Some(first)) = first {
@@ -102,7 +114,24 @@ impl Generation {
             self.open = 0;
             return Some(Err(ApiError::from(strand_engine::Error::Stopped)));
         };
-        Some(self.piece(prompt, event))
+        match self.piece(prompt, event) {
+            Ok(piece) => Some(self.heard(piece).await),
+            failed => Some(failed),
+        }
+    }
+
+    /// What is complete is kept before its end is told.
+    async fn heard(&mut self, piece: Piece) -> Result<Piece, ApiError> {
+        let Some(sight) = &mut self.sight else { return Ok(piece) };
+        sight.hear(&piece);
+        if self.open > 0 {
+            return Ok(piece);
+        }
+        let sight = self.sight.take().expect("looked at above");
+        // found again should nobody wait for this any more
+        self.early.push_back(piece);
+        sight.complete().await?;
+        Ok(self.early.pop_back().expect("pushed above"))
     }
 
     fn piece(&mut self, prompt: usize, event: Event) -> Result<Piece, ApiError> {

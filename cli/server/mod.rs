@@ -7,7 +7,9 @@ mod asking;
 mod auth;
 mod body;
 mod chat;
+mod chunks;
 mod completions;
+mod contexts;
 mod embeddings;
 mod error;
 mod generation;
@@ -26,6 +28,7 @@ mod openapi;
 pub mod options;
 mod patience;
 mod prompt;
+mod query;
 mod quota;
 mod responses;
 mod routes;
@@ -58,6 +61,7 @@ use auth::Keys;
 use embeddings::EmbeddingModel;
 use hosts::Hosts;
 use jwt::Jwt;
+use library::Library;
 use metrics::Metrics;
 use options::{ServeArgs, ServerArgs};
 use quota::Quotas;
@@ -140,6 +144,7 @@ fn server(args: &ServeArgs, common: &CommonArgs, callers: Callers) -> Result<Ser
     let config = EngineConfig { max_queue: args.server.max_queue, ..load::config(&args.engine) };
     let engine = load::start(&source, &config, engines, common)?;
     let asked = args.server.served_model_name.clone();
+    let library = Library::new(store, &engine, args)?;
     let embedder = args.server.embedding_model.as_deref().map(EmbeddingModel::open);
     Ok(Server {
         model: ModelEntry::new(
@@ -153,6 +158,7 @@ fn server(args: &ServeArgs, common: &CommonArgs, callers: Callers) -> Result<Ser
         },
         hosts: callers.hosts,
         restore: args.reuse.restore,
+        library,
         quotas: Quotas::new(
             args.server.max_per_minute.map(|count| count as u32),
             args.server.max_concurrent,

@@ -17,6 +17,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub server: ServerArgs,
     #[command(flatten)]
+    pub library: LibraryArgs,
+    #[command(flatten)]
     pub reuse: ReuseArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -89,4 +91,19 @@ pub struct ServerArgs {
     /// How the log on standard error is written
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+// No doc comment: clap would show it in place of the command's own.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = SERVER)]
+pub struct LibraryArgs {
+    /// Chunks that a tenant may have
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = parse_positive)]
+    pub max_chunks: usize,
+    /// What a tenant's chunks may have in all, as text
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = byte_size::parse)]
+    pub max_chunk_bytes: u64,
+    /// Contexts that a tenant may have
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = parse_positive)]
+    pub max_contexts: usize,
 }

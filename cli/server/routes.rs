@@ -18,7 +18,8 @@ use super::auth::Access;
 use super::error::ApiError;
 use super::state::App;
 use super::{
-    chat, completions, embeddings, guard, health, metrics, models, openapi, responses, tokenize,
+    chat, chunks, completions, contexts, embeddings, guard, health, metrics, models, openapi,
+    responses, tokenize,
 };
 
 /// A path, a method, and who may use them.
@@ -37,6 +38,18 @@ fn post<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, hand
     Route { method: Method::POST, path, access, handler: on(MethodFilter::POST, handler) }
 }
 
+fn put<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
+    Route { method: Method::PUT, path, access, handler: on(MethodFilter::PUT, handler) }
+}
+
+fn patch<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
+    Route { method: Method::PATCH, path, access, handler: on(MethodFilter::PATCH, handler) }
+}
+
+fn delete<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
+    Route { method: Method::DELETE, path, access, handler: on(MethodFilter::DELETE, handler) }
+}
+
 /// Everything that is served.
 pub fn table() -> Vec<Route> {
     use Access::{Admin, Open, User};
@@ -53,6 +66,25 @@ pub fn table() -> Vec<Route> {
         post("/v1/responses", User, responses::create),
         get("/v1/responses", User, responses::connect),
         post("/v1/embeddings", User, embeddings::create),
+        post("/v1/chunks", User, chunks::create),
+        get("/v1/chunks", User, chunks::list),
+        get("/v1/chunks/{id}", User, chunks::get),
+        delete("/v1/chunks/{id}", Admin, chunks::erase),
+        post("/v1/chunks/{id}/populate", User, chunks::populate),
+        post("/v1/chunks/{id}/save", Admin, chunks::save),
+        post("/v1/chunks/{id}/unload", User, chunks::unload),
+        post("/v1/chunks/{id}/restore", User, chunks::restore),
+        post("/v1/chunks/{id}/pin", User, chunks::pin),
+        post("/v1/contexts", User, contexts::create),
+        get("/v1/contexts", User, contexts::list),
+        get("/v1/contexts/{id}", User, contexts::get),
+        patch("/v1/contexts/{id}", User, contexts::change),
+        delete("/v1/contexts/{id}", User, contexts::forget),
+        post("/v1/contexts/{id}/fork", User, contexts::fork),
+        post("/v1/contexts/{id}/chunks/{chunk}/activate", User, contexts::activate),
+        post("/v1/contexts/{id}/chunks/{chunk}/deactivate", User, contexts::deactivate),
+        put("/v1/contexts/{id}/chunks/{chunk}", User, contexts::put),
+        delete("/v1/contexts/{id}/chunks/{chunk}", User, contexts::remove),
         post("/tokenize", User, tokenize::tokenize),
         post("/detokenize", User, tokenize::detokenize),
         get("/tokenizer_info", User, tokenize::info),

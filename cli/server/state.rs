@@ -11,6 +11,7 @@ use super::auth::Keys;
 use super::embeddings::EmbeddingModel;
 use super::error::ApiError;
 use super::hosts::Hosts;
+use super::library::Library;
 use super::metrics::Metrics;
 use super::quota::Quotas;
 use super::tools::Style;
@@ -26,6 +27,8 @@ pub struct Server {
     pub embedder: Option<EmbeddingModel>,
     pub keys: Keys,
     pub hosts: Hosts,
+    /// Chunks and contexts of all tenants.
+    pub library: Library,
     /// Sites whose pages may use this server.
     pub origins: Vec<HeaderValue>,
     pub quotas: Quotas,

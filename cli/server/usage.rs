@@ -1,10 +1,13 @@
 //! What an answer cost, in OpenAI's shape and in ours.
 
 use serde::Serialize;
+use strand_engine::context::Dropped;
 use strand_engine::{Exactness, Reuse};
 use utoipa::ToSchema;
 
-use super::generation::Piece;
+use super::generation::{Generation, Piece};
+use super::library::sight::Told;
+use super::wire::chunks::SeenChunk;
 
 /// Tokens of a request, counted as its pieces pass.
 #[derive(Debug, Clone)]
@@ -15,6 +18,7 @@ pub struct Tally {
     n: usize,
     reuse: Reuse,
     exactness: Exactness,
+    told: Told,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -46,7 +50,16 @@ pub struct Provenance {
     /// How the logits compare with those of a fresh engine: `bitwise` or `approximate`.
     pub exactness: &'static str,
     /// Chunks that the answer saw.
-    pub chunks: Vec<String>,
+    pub chunks: Vec<SeenChunk>,
+    /// The oldest turns of a context, where they no longer fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<DroppedTurns>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct DroppedTurns {
+    pub turns: usize,
+    pub tokens: usize,
 }
 
 /// Tokens of the prompt by where their KV came from.
@@ -67,9 +80,11 @@ impl Usage {
 }
 
 impl Tally {
-    pub fn new(prompt_tokens: usize, n: usize) -> Self {
+    /// Of a generation with so many choices of a prompt.
+    pub fn new(generation: &Generation, n: usize) -> Self {
         let (reuse, exactness) = (Reuse::default(), Exactness::Bitwise);
-        Self { prompt_tokens, completion_tokens: 0, n, reuse, exactness }
+        let (prompt_tokens, told) = (generation.prompt_tokens, generation.told.clone());
+        Self { prompt_tokens, completion_tokens: 0, n, reuse, exactness, told }
     }
 
     pub fn count(&mut self, piece: &Piece) {
@@ -107,10 +122,12 @@ impl Tally {
 
     pub fn provenance(&self) -> Provenance {
         let Reuse { device, host, disk, encoded, recomputed } = self.reuse;
+        let Dropped { turns, tokens } = self.told.dropped;
         Provenance {
             reuse: ReuseCounts { device, host, disk, encoded, recomputed },
             exactness: self.exactness.as_str(),
-            chunks: Vec::new(),
+            chunks: self.told.chunks(&self.reuse),
+            dropped: (turns > 0).then_some(DroppedTurns { turns, tokens }),
         }
     }
 }

@@ -193,6 +193,19 @@ impl Context {
         self.entries.iter().map(&mut place).collect()
     }
 
+    /// Tokens of the anchor, the active chunks, the system text and the turns.
+    pub fn used_tokens(
+        &self,
+        template: &ChatTemplate,
+        tokenizer: &Tokenizer,
+    ) -> Result<usize, Error> {
+        if self.conversation.turns().is_empty() && self.conversation.system().is_none() {
+            return Ok(self.anchor.len() + self.active_tokens());
+        }
+        let prompt = self.prompt(template, tokenizer, usize::MAX)?;
+        Ok(prompt.tokens() - prompt.opening.len())
+    }
+
     /// The prompt for the next answer, in at most `room` tokens: active chunks, system text and
     /// the newest turns. The oldest ones are left out where they don't fit, chunks never are.
     pub fn prompt(

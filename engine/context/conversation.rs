@@ -7,8 +7,9 @@
 //!
 //! Pure: knows a tokenizer and a template, no engine, no clock and no storage.
 
+use serde_json::Value;
 use strand_models::{
-    ChatTemplate, Conversation as Messages, Message, SegmentKind, TemplateSegment, Tokenizer,
+    ChatTemplate, Conversation as Messages, Marks, Message, SegmentKind, TemplateSegment, Tokenizer,
 };
 
 use crate::ChunkId;
@@ -55,6 +56,8 @@ pub struct Conversation {
     turns: Vec<Turn>,
     /// What a template that asks for the date is told.
     date: Option<String>,
+    /// Special tokens' names in what is said stay text.
+    is_literal: bool,
 }
 
 /// What to send to the engine.
@@ -110,6 +113,12 @@ impl Conversation {
     /// `date` is `YYYY-MM-DD`, for templates that print one.
     pub fn new(date: Option<String>) -> Self {
         Self { date, ..Self::default() }
+    }
+
+    /// The same with people who are not to be trusted: what they say closes no message and opens
+    /// none, whatever special tokens it names.
+    pub fn of_strangers(date: Option<String>) -> Self {
+        Self { is_literal: true, ..Self::new(date) }
     }
 
     /// Holds for the whole conversation, what was said before included.
@@ -201,6 +210,13 @@ impl Conversation {
         }
     }
 
+    /// Marks that nobody has said.
+    fn marks(&self, turns: &[Turn]) -> Marks {
+        let said = turns.iter().map(|turn| &turn.text).chain(&self.system);
+        let said: Vec<Value> = said.map(|text| Value::String(text.clone())).collect();
+        Marks::absent_from(&said.iter().collect::<Vec<_>>())
+    }
+
     fn segments(
         &self,
         turns: &[Turn],
@@ -209,12 +225,15 @@ impl Conversation {
     ) -> Result<Vec<TemplateSegment>, Error> {
         let system = self.system.iter().map(|text| Message::new("system", text));
         let said = turns.iter().map(|turn| Message::new(turn.role.as_str(), &turn.text));
-        let messages = Messages {
+        let mut messages = Messages {
             messages: system.chain(said).collect(),
             add_generation_prompt: true,
             date: self.date.clone(),
             ..Messages::default()
         };
+        if self.is_literal {
+            messages.keep_text(self.marks(turns), tokenizer);
+        }
         let mut segments = template.segments(tokenizer, &messages)?;
         let first = usize::from(self.system.is_some());
         for segment in &mut segments {

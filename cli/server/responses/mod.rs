@@ -15,7 +15,8 @@ use super::auth::Principal;
 use super::error::ApiError;
 use super::generation::Generation;
 use super::lenient::Fields;
-use super::prompt::{self, Chat, Ending};
+use super::library::sight;
+use super::prompt::{Chat, Ending};
 use super::sse::{self, Play};
 use super::state::App;
 use super::structured;
@@ -59,12 +60,14 @@ async fn play(
     let ResponseRequest { common, tools, form, echo, .. } = asked;
     let shape = structured::shape(app, form, &tools).await?;
     let chat = Chat { messages, tools: tools.offered(), ending: Ending::Opening, marks };
-    let make = move |server: &_| prompt::of_chat(server, chat);
-    let segments = asking::prepare(app, principal, &common, make).await?;
+    let making = asking::prepare(app, principal, &common, move |server, sight| {
+        sight::chat(server, sight, chat)
+    });
+    let (segments, sight) = making.await?;
     let mut request = asking::request(app, principal, &common, segments);
     request.limits.grammar = shape.grammar;
-    let generation = Generation::start(app, vec![request]).await?;
+    let generation = Generation::start(app, vec![request], sight).await?;
     let speech = tools.speech(shape.style);
-    let events = Events::new(app, generation.prompt_tokens, echo, speech)?;
+    let events = Events::new(app, &generation, echo, speech)?;
     Ok(Play::new(generation, events))
 }

@@ -11,7 +11,7 @@ use strand_models::Tokenizer;
 use uuid::Uuid;
 
 use crate::server::error::ApiError;
-use crate::server::generation::Piece;
+use crate::server::generation::{Generation, Piece};
 use crate::server::logprobs::ChatLogprobs;
 use crate::server::prompt;
 use crate::server::sse::{Message, Script};
@@ -37,7 +37,7 @@ pub struct Events {
 impl Events {
     pub fn new(
         app: &App,
-        prompt_tokens: usize,
+        generation: &Generation,
         echo: Map<String, Value>,
         speech: Speech,
     ) -> Result<Self, ApiError> {
@@ -56,7 +56,7 @@ impl Events {
         Ok(Self {
             server: app.clone(),
             tokenizer: prompt::tokenizer(app)?.clone(),
-            tally: Tally::new(prompt_tokens, 1),
+            tally: Tally::new(generation, 1),
             speech,
             fields,
             output: Vec::new(),

@@ -70,6 +70,12 @@ impl ChatMessage {
         Ok(Self { role, parts, tool_calls, extra })
     }
 
+    /// Who speaks and what is said, where nothing else is said with it.
+    pub fn into_plain(self) -> Option<(&'static str, String)> {
+        let parts: Vec<String> = self.parts.into_iter().map(|part| part.text).collect();
+        (self.tool_calls.is_none()).then(|| (self.role, parts.join("\n")))
+    }
+
     /// The message as the template gets it; `ends`: the prompt ends with it.
     pub fn into_message(self, marks: Marks, ends: bool) -> Message {
         let mut text = String::new();

@@ -1,7 +1,9 @@
 //! What travels: requests as read from JSON, answers as written to it. No handler is here.
 
 pub mod chat;
+pub mod chunks;
 pub mod common;
 pub mod completions;
+pub mod contexts;
 pub mod messages;
 pub mod responses;
