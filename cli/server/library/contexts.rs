@@ -12,7 +12,7 @@ use strand_engine::store::{ContextInfo, StoredContext};
 use super::super::error::ApiError;
 use super::super::state::{Server, now};
 use super::super::wire::contexts::{
-    ContextChange, ContextDetails, ContextObject, Placed, PlacedChunk, Said,
+    CHUNKS, ContextChange, ContextDetails, ContextObject, Placed, PlacedChunk, Said,
 };
 use super::chunks::over_quota;
 use super::shelf::{Claim, Shelf, failed, no_chunk};
@@ -74,8 +74,8 @@ fn put_new(
     label: Option<String>,
     context: &Context,
 ) -> Result<ContextObject, ApiError> {
-    let (there, most) = (list(shelf)?.len() as u64, server.library.quota.contexts);
-    if there >= most {
+    let there = shelf.rows().index().num_contexts().map_err(failed)?;
+    if there >= server.library.quota.contexts {
         let message = format!("there are {there} contexts, and no more are kept; delete some");
         return Err(over_quota(message));
     }
@@ -149,6 +149,10 @@ fn put(
         Some(index) => {
             context.set_active(index, active);
             Ok(index)
+        }
+        None if context.entries().len() >= CHUNKS => {
+            let message = format!("a context has at most {CHUNKS} chunks; remove one");
+            Err(ApiError::bad_request(message))
         }
         None => {
             context.load(shelf.chunk(server, id)?, active);

@@ -234,6 +234,10 @@ impl Sight {
     }
 }
 
+/// Messages of one context, and the bytes of their texts.
+const MESSAGES: usize = 4096;
+const MESSAGE_BYTES: usize = 16 << 20;
+
 /// Adds what is newly said to a context's conversation.
 fn say(context: &mut Context, messages: Vec<ChatMessage>) -> Result<(), ApiError> {
     for (index, message) in messages.into_iter().enumerate() {
@@ -254,6 +258,15 @@ fn say(context: &mut Context, messages: Vec<ChatMessage>) -> Result<(), ApiError
                 return Err(ApiError::invalid(path, message));
             }
         }
+    }
+    let turns = context.conversation.turns();
+    let (messages, bytes) = (turns.len(), turns.iter().map(|turn| turn.text.len()).sum::<usize>());
+    if messages >= MESSAGES || bytes >= MESSAGE_BYTES {
+        let message = format!(
+            "the context would have {messages} messages of {bytes} bytes, more than {MESSAGES} or \
+             {MESSAGE_BYTES}; PATCH it with messages: [] to begin anew"
+        );
+        return Err(ApiError::invalid("messages", message));
     }
     Ok(())
 }

@@ -74,7 +74,8 @@ pub struct Said {
     pub content: String,
 }
 
-const CHUNKS: usize = 1024;
+/// Chunks of one context.
+pub const CHUNKS: usize = 1024;
 const SYSTEM_LEN: usize = 1 << 20;
 
 impl ContextChange {

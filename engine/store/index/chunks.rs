@@ -61,6 +61,7 @@ impl StoredChunk {
 const COLUMNS: &str = "id, name, kind, tokens, created, length(CAST(text AS BLOB)), metadata";
 /// Fewest digits that name a chunk.
 const SHORTEST_PREFIX: usize = 4;
+const LONGEST_PREFIX: usize = 64;
 
 impl Index {
     pub fn put_chunk(&self, chunk: &StoredChunk) -> Result<PutChunk, StoreError> {
@@ -132,13 +133,15 @@ impl Index {
     pub fn find_chunk(&self, text: &str) -> Result<ChunkId, StoreError> {
         let unknown = || StoreError::UnknownChunk { text: text.to_owned() };
         let is_hex = text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_hex || text.len() < SHORTEST_PREFIX {
+        if !is_hex || !(SHORTEST_PREFIX..=LONGEST_PREFIX).contains(&text.len()) {
             return Err(unknown());
         }
-        let query = "SELECT id FROM chunks WHERE tenant = ? AND hex(id) LIKE ? || '%' ORDER BY id";
+        let (first, last) = (padded(text, b'0'), padded(text, b'f'));
+        let query = "SELECT id FROM chunks WHERE tenant = ? AND id BETWEEN ? AND ? ORDER BY id";
         let matches: Vec<[u8; 32]> =
             self.sql(self.connection.prepare(query).and_then(|mut statement| {
-                statement.query_map([self.tenant.as_str(), text], |row| row.get(0))?.collect()
+                let parameters = params![self.tenant, first, last];
+                statement.query_map(parameters, |row| row.get(0))?.collect()
             }))?;
         match matches[..] {
             [] => Err(unknown()),
@@ -203,6 +206,14 @@ type Fields = ([u8; 32], String, String, Option<u32>, i64, i64, Option<String>);
 
 fn read(row: &Row) -> rusqlite::Result<Fields> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?))
+}
+
+/// The id of these hex digits and as many of another as it takes.
+fn padded(digits: &str, with: u8) -> [u8; 32] {
+    let digits = digits.bytes().chain(std::iter::repeat(with)).take(LONGEST_PREFIX);
+    let value = |digit| char::from(digit).to_digit(16).expect("a hex digit") as u8;
+    let values: Vec<u8> = digits.map(value).collect();
+    std::array::from_fn(|byte| values[2 * byte] << 4 | values[2 * byte + 1])
 }
 
 /// Whether it is new; one that is there keeps its name, kind and age.

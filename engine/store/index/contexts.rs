@@ -117,6 +117,12 @@ impl Index {
         self.context_infos(None)
     }
 
+    pub fn num_contexts(&self) -> Result<u64, StoreError> {
+        let query = "SELECT count(*) FROM contexts WHERE tenant = ?";
+        let count = self.connection.query_row(query, [&self.tenant], |row| row.get::<_, i64>(0));
+        self.sql(count).map(|count| count as u64)
+    }
+
     pub fn context_info(&self, name: &str) -> Result<Option<ContextInfo>, StoreError> {
         Ok(self.context_infos(Some(name))?.pop())
     }

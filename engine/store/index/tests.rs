@@ -58,7 +58,8 @@ fn a_chunk_is_found_by_a_unique_prefix_of_four_digits() {
     for prefix in ["ba78", "BA7816", &id.to_string()] {
         assert_eq!(index.find_chunk(prefix).unwrap(), id);
     }
-    for text in ["ba7", "", "ba79", "%%%%", "abc.txt", "ba78 "] {
+    let too_long = format!("{id}0");
+    for text in ["ba7", "", "ba79", "%%%%", "abc.txt", "ba78 ", &too_long] {
         let refusal = index.find_chunk(text).unwrap_err().to_string();
         assert_eq!(refusal, format!("No chunk found matching: {text}"));
     }
@@ -116,6 +117,7 @@ fn a_context_is_replaced_whole_and_kept() {
     assert_eq!((listed[0].created, listed[0].updated), (10, 30));
     assert_eq!(index.context_info("y").unwrap().as_ref(), listed.get(1));
     assert_eq!(index.context_info("z").unwrap(), None);
+    assert_eq!(index.num_contexts().unwrap(), 2);
     assert_eq!(index.active_chunks().unwrap(), [ids[0], ids[1]].into());
     assert_eq!(index.chunk_totals().unwrap(), (3, 3));
     assert!(index.remove_context("y").unwrap() && !index.remove_context("y").unwrap());
