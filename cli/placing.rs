@@ -36,12 +36,13 @@ pub fn prompt(
 pub fn tiers(
     engine: &EngineHandle,
     context: &Context,
+    salt: &str,
     accepted: KvVariant,
 ) -> Result<Vec<TiersOf>, Error> {
     let chunks = context.entries().len();
     if chunks == 0 {
         return Ok(Vec::new());
     }
-    let mut tiers = engine.residency(context.all_chunks(), accepted)?;
+    let mut tiers = engine.residency(context.all_chunks(), salt, accepted)?;
     Ok(tiers.split_off(tiers.len() - chunks))
 }

@@ -403,6 +403,8 @@ fn a_miss_says_why() {
     lazily(NOTE);
     assert_eq!(ask_of(&server, NOTE, json!({})), encoded("never_seen"));
     assert_eq!(ask_of(&server, NOTE, json!({})), (json!("device"), Value::Null));
+    assert_eq!(ask_of(&server, NOTE, json!({"cache_salt": "s"})), encoded("salt"));
+    assert_eq!(ask_of(&server, NOTE, json!({"cache_salt": "s"})), (json!("device"), Value::Null));
     // under exact it has seen what stands before it
     lazily("Bruno keeps the light.\n");
     let second = ask(
@@ -441,6 +443,73 @@ fn what_left_all_tiers_was_evicted() {
     assert_eq!(told["strand"]["chunks"][0]["miss"], "evicted", "{told}");
     let save = server.post(&format!("/v1/chunks/{}/save", id_of(NOTE)), &json!({})).json();
     assert_eq!((&save["outcome"], &save["reason"]), (&json!("refused"), &json!("no_store")));
+}
+
+#[test]
+fn a_hash_is_no_key_to_another_tenants_chunk() {
+    let server = start_with_keys("apart", &[]);
+    let made = call(&server, "anna", "POST", "/v1/chunks", &json!({"content": NOTE}));
+    assert_eq!(made.status, 201, "{made:?}");
+    let (id, random) = (id_of(NOTE), id_of("nobody has this"));
+    assert_eq!(
+        call(&server, "anna", "POST", &format!("/v1/chunks/{id}/save"), &Value::Null).status,
+        200
+    );
+    let question =
+        |id: &str| json!({"messages": [{"role": "user", "content": "x"}], "chunks": [id]});
+    for (method, tail) in [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/populate"),
+        ("POST", "/save"),
+        ("POST", "/unload"),
+        ("POST", "/restore"),
+        ("POST", "/pin"),
+    ] {
+        let of = |id: &str| {
+            let answer =
+                call(&server, "ben", method, &format!("/v1/chunks/{id}{tail}"), &Value::Null);
+            (answer.status, answer.body)
+        };
+        assert_eq!(of(&id), of(&random), "{method} {tail}");
+        assert_eq!(of(&id[..16]), of(&id).clone(), "{method} {tail}");
+        assert_eq!(of(&id).0, 404, "{method} {tail}");
+    }
+    for (path, body) in [
+        ("/v1/chat/completions", &question as &dyn Fn(&str) -> Value),
+        ("/v1/contexts", &|id: &str| json!({"chunks": [id]})),
+    ] {
+        let of = |id: &str| {
+            let answer = call(&server, "ben", "POST", path, &body(id));
+            (answer.status, answer.body)
+        };
+        assert_eq!((of(&id).0, of(&id)), (404, of(&random)), "{path}");
+    }
+    let list = call(&server, "ben", "GET", "/v1/chunks", &Value::Null);
+    assert_eq!(list.json()["data"], json!([]));
+
+    // the same text is new to whoever has not brought it
+    let bens =
+        call(&server, "ben", "POST", "/v1/chunks", &json!({"content": NOTE, "name": "ben's"}));
+    assert_eq!(bens.status, 201, "{bens:?}");
+    let (bens, annas) = (bens.json(), made.json());
+    assert_eq!((&bens["encoded"], &bens["name"]), (&bens["tokens"], &json!("ben's")));
+    assert_eq!(bens["tiers"], json!(["device"]), "not anna's file");
+    assert_eq!(annas["encoded"], annas["tokens"]);
+    assert_eq!(
+        call(&server, "ben", "POST", &format!("/v1/chunks/{id}/save"), &Value::Null).status,
+        200
+    );
+    let erased = call(&server, "ben", "DELETE", &format!("/v1/chunks/{id}"), &Value::Null);
+    assert_eq!(erased.status, 200, "{erased:?}");
+    let still = call(&server, "anna", "GET", &format!("/v1/chunks/{id}"), &Value::Null).json();
+    assert_eq!((&still["tiers"], &still["content"]), (&json!(["device", "disk"]), &json!(NOTE)));
+    drop(server);
+    let file = scratch("server-keys").join("apart.txt");
+    let server = start_again("apart", &["--api-keys-file", file.to_str().expect("UTF-8")]);
+    let still =
+        call(&server, "anna", "POST", &format!("/v1/chunks/{id}/restore"), &Value::Null).json();
+    assert_eq!((&still["outcome"], &still["encoded"]), (&json!("accepted"), &json!(0)), "{still}");
 }
 
 #[test]

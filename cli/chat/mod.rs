@@ -164,12 +164,7 @@ impl Chat {
 
     /// Where all chunks have their KV, in one question.
     fn all_tiers(&self) -> Result<Vec<TiersOf>> {
-        if self.context.entries().is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut tiers =
-            self.engine.residency(self.context.all_chunks(), "", self.codec.variant())?;
-        Ok(tiers.split_off(tiers.len() - self.context.entries().len()))
+        Ok(placing::tiers(&self.engine, &self.context, "", self.codec.variant())?)
     }
 
     /// Tokens of the anchor, the active chunks, the system text and the turns.

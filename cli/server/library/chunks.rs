@@ -176,7 +176,8 @@ pub fn describe(
     for info in &infos {
         context.load(shelf.chunk(server, info.id)?, true);
     }
-    let tiers = placing::tiers(&server.engine, &context, KvVariant::Lossless)?;
+    let salt = shelf.tenant.salt(None);
+    let tiers = placing::tiers(&server.engine, &context, &salt, KvVariant::Lossless)?;
     let described = infos.into_iter().zip(tiers);
     Ok(described.map(|(info, tiers)| object(info, &active, tiers)).collect())
 }
@@ -206,7 +207,7 @@ pub fn erase(server: &Server, shelf: &Shelf, id: ChunkId) -> Result<(), ApiError
     if !shelf.rows().index().keeps(&shelf.tenant.0, id).map_err(failed)? {
         return Err(no_chunk());
     }
-    server.engine.erase(id)?;
+    server.engine.erase(id, Some(&shelf.tenant.salt(None)))?;
     if let super::shelf::Rows::Passing(index) = &*shelf.rows() {
         index.remove_chunk(id).map_err(failed)?;
     }

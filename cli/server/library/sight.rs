@@ -169,7 +169,7 @@ impl Sight {
     /// Finds out where the chunks have their KV, and why not.
     fn look(&mut self, server: &Server) -> Result<(), ApiError> {
         let (engine, context) = (&server.engine, &self.context);
-        let tiers = placing::tiers(engine, context, KvVariant::Lossless)?;
+        let tiers = placing::tiers(engine, context, &self.salt, KvVariant::Lossless)?;
         let identity = KvIdentity {
             anchor: context.anchor().to_vec(),
             salt: self.salt.clone().into_bytes(),

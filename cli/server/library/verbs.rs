@@ -124,7 +124,7 @@ impl<'a> One<'a> {
 
     fn tiers(&self) -> Result<TiersOf, ApiError> {
         let engine = &self.server.engine;
-        let tiers = placing::tiers(engine, &self.context, KvVariant::Lossless)?;
+        let tiers = placing::tiers(engine, &self.context, &self.salt, KvVariant::Lossless)?;
         Ok(tiers[0])
     }
 
@@ -171,10 +171,10 @@ impl<'a> One<'a> {
         }
         let (engine, codec) = (&self.server.engine, self.server.library.codec);
         let prompt = || self.context.segments_to(0);
-        let (saved, encoded) = match engine.save(prompt(), codec) {
+        let (saved, encoded) = match engine.save(prompt(), &self.salt, codec) {
             Err(Error::NoKv { .. }) => {
                 let encoded = self.encode()?;
-                (engine.save(prompt(), codec)?, encoded)
+                (engine.save(prompt(), &self.salt, codec)?, encoded)
             }
             saved => (saved?, 0),
         };
@@ -190,7 +190,7 @@ impl<'a> One<'a> {
             });
         }
         let prompt = self.context.segments_to(0);
-        match self.server.engine.unload(prompt, KvVariant::Lossless) {
+        match self.server.engine.unload(prompt, &self.salt, KvVariant::Lossless) {
             Ok(unloaded) => Ok(Done { bytes: unloaded.bytes, ..Done::default() }),
             Err(Error::HostTooSmall { .. }) => Ok(Done::refused("host_budget")),
             Err(error) => Err(error.into()),
@@ -213,7 +213,7 @@ impl<'a> One<'a> {
     fn pin(&self, time: Duration) -> Result<Done, ApiError> {
         let (prompt, engine) = (self.context.segments_to(0), &self.server.engine);
         let bytes = self.bytes();
-        Ok(match engine.pin(prompt, KvVariant::Lossless, time)? {
+        Ok(match engine.pin(prompt, &self.salt, KvVariant::Lossless, time)? {
             PinOutcome::Accepted => {
                 Done { bytes, seconds: Some(time.as_secs()), ..Done::default() }
             }
