@@ -8,12 +8,12 @@ use strand_engine::context::{Chunk, ChunkKind, Context, ReusePolicy};
 use strand_engine::store::{ChunkInfo, PutChunk, StoredChunk};
 use strand_engine::{ChunkId, KvVariant, Tier, TiersOf};
 
-use super::super::error::ApiError;
-use super::super::query::Params;
-use super::super::state::Server;
-use super::super::wire::chunks::{ChunkObject, NewChunk, Page};
 use super::shelf::{Shelf, failed, no_chunk};
 use super::{language, page, verbs};
+use crate::server::error::ApiError;
+use crate::server::query::Params;
+use crate::server::state::Server;
+use crate::server::wire::chunks::{ChunkObject, NewChunk, Page};
 use crate::{chunk_file, placing};
 
 /// A chunk that was asked to be made.

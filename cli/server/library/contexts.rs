@@ -9,14 +9,14 @@ use strand_engine::ChunkId;
 use strand_engine::context::{Context, Turn};
 use strand_engine::store::{ContextInfo, StoredContext};
 
-use super::super::error::ApiError;
-use super::super::state::{Server, now};
-use super::super::wire::contexts::{
-    CHUNKS, ContextChange, ContextDetails, ContextObject, Placed, PlacedChunk, Said,
-};
 use super::chunks::over_quota;
 use super::shelf::{Claim, Shelf, failed, no_chunk};
 use super::{language, names};
+use crate::server::error::ApiError;
+use crate::server::state::{Server, now};
+use crate::server::wire::contexts::{
+    CHUNKS, ContextChange, ContextDetails, ContextObject, Placed, PlacedChunk, Said,
+};
 
 /// A context that the tenant doesn't have, whoever else may. The words never differ.
 pub fn no_context() -> ApiError {

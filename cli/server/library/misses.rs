@@ -7,7 +7,7 @@
 //! |---|---|
 //! | evicted | it was computed here, and has left all tiers since |
 //! | lossy_variant | there is a lossy file, which is used only where that is asked for |
-//! | policy | it is there as seen from other chunks or by another policy |
+//! | policy | it is there as seen from other chunks or by another policy; or on disk, and left there |
 //! | salt | it is there under another `cache_salt` |
 //! | other_model | there is a file of another model, tokenizer or arithmetic |
 //! | never_seen | none of these |
@@ -57,8 +57,11 @@ pub struct Wanted {
     kv: KvId,
 }
 
-/// The KV that each chunk of a context has, in order; `None` for those that are switched off.
-pub fn wanted(context: &Context, identity: &KvIdentity) -> Vec<Option<Wanted>> {
+/// The KV that each chunk of a context has under a salt, in order; `None` for those that are
+/// switched off.
+pub fn wanted(context: &Context, engine: &KvIdentity, salt: &str) -> Vec<Option<Wanted>> {
+    let (anchor, salt) = (context.anchor().to_vec(), salt.as_bytes().to_vec());
+    let identity = KvIdentity { anchor, salt, ..engine.clone() };
     let mut names: Vec<(ChunkId, KvId)> = Vec::new();
     let entries = context.entries().iter().map(|entry| {
         if !entry.active {

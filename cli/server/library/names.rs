@@ -4,8 +4,8 @@ use strand_engine::ChunkId;
 use strand_engine::store::StoreError;
 use uuid::Uuid;
 
-use super::super::error::ApiError;
 use super::shelf::{Shelf, failed, no_chunk};
+use crate::server::error::ApiError;
 
 const DIGITS: usize = 64;
 /// Fewest digits that name a chunk.

@@ -10,10 +10,10 @@ use strand_engine::ChunkId;
 use strand_engine::context::Chunk;
 use strand_engine::store::{Index, Store, StoreError};
 
-use super::super::auth::Tenant;
-use super::super::error::ApiError;
-use super::super::state::Server;
 use super::misses::Memory;
+use crate::server::auth::Tenant;
+use crate::server::error::ApiError;
+use crate::server::state::Server;
 
 /// Tokens of chunks that are kept at hand, in bytes of their texts.
 const AT_HAND: usize = 64 << 20;

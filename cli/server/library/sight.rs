@@ -6,21 +6,20 @@
 
 use std::sync::Arc;
 
-use strand_engine::cache::KvIdentity;
 use strand_engine::context::{Context, Dropped, Role, Turn};
 use strand_engine::store::StoredContext;
 use strand_engine::{KvVariant, Restore, Reuse, Segment, Tier};
 
-use super::super::error::ApiError;
-use super::super::generation::Piece;
-use super::super::prompt::{self, Chat, Ending};
-use super::super::state::{Server, now};
-use super::super::wire::chunks::SeenChunk;
-use super::super::wire::messages::ChatMessage;
 use super::misses::{Miss, Wanted, wanted};
 use super::shelf::{Claim, Shelf, failed};
 use super::{Wish, contexts, language, names};
 use crate::placing;
+use crate::server::error::ApiError;
+use crate::server::generation::Piece;
+use crate::server::prompt::{self, Chat, Ending};
+use crate::server::state::{Server, now};
+use crate::server::wire::chunks::SeenChunk;
+use crate::server::wire::messages::ChatMessage;
 
 pub struct Sight {
     shelf: Arc<Shelf>,
@@ -170,12 +169,7 @@ impl Sight {
     fn look(&mut self, server: &Server) -> Result<(), ApiError> {
         let (engine, context) = (&server.engine, &self.context);
         let tiers = placing::tiers(engine, context, &self.salt, KvVariant::Lossless)?;
-        let identity = KvIdentity {
-            anchor: context.anchor().to_vec(),
-            salt: self.salt.clone().into_bytes(),
-            ..engine.identity().clone()
-        };
-        let wanted = wanted(context, &identity);
+        let wanted = wanted(context, engine.identity(), &self.salt);
         let chunks = context.entries().iter().zip(tiers).zip(wanted);
         let (mut told, mut all) = (Vec::new(), Vec::new());
         for ((entry, tiers), wanted) in chunks {

@@ -6,19 +6,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use strand_engine::cache::KvIdentity;
 use strand_engine::context::{Chunk, Context};
 use strand_engine::{
     ChunkId, Error, Event, KvVariant, PinOutcome, Request, Restore, Tier, TiersOf,
 };
 
-use super::super::error::ApiError;
-use super::super::state::Server;
-use super::super::wire::chunks::ChunkOutcome;
 use super::chunks::{alone, show};
 use super::misses::wanted;
 use super::shelf::Shelf;
 use crate::placing;
+use crate::server::error::ApiError;
+use crate::server::state::Server;
+use crate::server::wire::chunks::ChunkOutcome;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
@@ -148,13 +147,8 @@ impl<'a> One<'a> {
     }
 
     fn remember(&self) {
-        let identity = KvIdentity {
-            anchor: self.context.anchor().to_vec(),
-            salt: self.salt.clone().into_bytes(),
-            ..self.server.engine.identity().clone()
-        };
-        let wanted = wanted(&self.context, &identity).into_iter().flatten();
-        wanted.for_each(|wanted| self.shelf.memory().remember(&wanted));
+        let wanted = wanted(&self.context, self.server.engine.identity(), &self.salt);
+        wanted.iter().flatten().for_each(|wanted| self.shelf.memory().remember(wanted));
     }
 
     fn populate(&self) -> Result<Done, ApiError> {

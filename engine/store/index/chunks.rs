@@ -59,6 +59,9 @@ impl StoredChunk {
 }
 
 const COLUMNS: &str = "id, name, kind, tokens, created, length(CAST(text AS BLOB)), metadata";
+/// Looks at the tenant's own rows alone: time tells nothing of others'.
+pub(super) const BY_PREFIX: &str =
+    "SELECT id FROM chunks WHERE tenant = ? AND id BETWEEN ? AND ? ORDER BY id";
 /// Fewest digits that name a chunk.
 const SHORTEST_PREFIX: usize = 4;
 const LONGEST_PREFIX: usize = 64;
@@ -137,9 +140,8 @@ impl Index {
             return Err(unknown());
         }
         let (first, last) = (padded(text, b'0'), padded(text, b'f'));
-        let query = "SELECT id FROM chunks WHERE tenant = ? AND id BETWEEN ? AND ? ORDER BY id";
         let matches: Vec<[u8; 32]> =
-            self.sql(self.connection.prepare(query).and_then(|mut statement| {
+            self.sql(self.connection.prepare(BY_PREFIX).and_then(|mut statement| {
                 let parameters = params![self.tenant, first, last];
                 statement.query_map(parameters, |row| row.get(0))?.collect()
             }))?;

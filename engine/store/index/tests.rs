@@ -74,6 +74,18 @@ fn a_chunk_is_found_by_a_unique_prefix_of_four_digits() {
     assert_eq!(refusal, format!("Ambiguous chunk prefix: ba7816. Matches: {both}"));
 }
 
+#[test]
+fn a_chunk_is_looked_for_among_the_tenants_own_rows() {
+    let scratch = Scratch::new();
+    let index = open(&scratch);
+    let query = format!("EXPLAIN QUERY PLAN {}", chunks::BY_PREFIX);
+    let none = [[0u8; 32]; 2];
+    let parameters = rusqlite::params!["", none[0], none[1]];
+    let plan: String =
+        index.connection.query_row(&query, parameters, |row| row.get("detail")).unwrap();
+    assert!(plan.contains("(tenant=? AND id>? AND id<?)"), "{plan}");
+}
+
 fn context(chunks: &[ChunkId]) -> StoredContext {
     let entries = chunks.iter().enumerate().map(|(n, &chunk)| StoredEntry {
         chunk,
