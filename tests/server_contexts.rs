@@ -190,7 +190,8 @@ fn a_conversation_goes_on_and_is_there_after_a_restart() {
     assert_eq!(reuse(&third, "device") + reuse(&third, "encoded"), prompt);
     assert_eq!(show(&server, &id)["num_messages"], 4);
     assert_eq!(fork["name"], "other");
-    let kept = server.post(&format!("/v1/contexts/{}/fork", name_of(&fork)), &Value::Null);
+    let kept =
+        send(&server, "POST", &format!("/v1/contexts/{}/fork", name_of(&fork)), &Value::Null);
     assert_eq!(kept.json()["messages"].as_array().map(Vec::len), Some(4));
 }
 
