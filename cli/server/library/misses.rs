@@ -7,7 +7,7 @@
 //! |---|---|
 //! | evicted | it was computed here, and has left all tiers since |
 //! | lossy_variant | there is a lossy file, which is used only where that is asked for |
-//! | policy | it is there as seen from other chunks or by another policy; or on disk, and left there |
+//! | policy | it is there as seen by another policy or from other chunks; or left on the disk |
 //! | salt | it is there under another `cache_salt` |
 //! | other_model | there is a file of another model, tokenizer or arithmetic |
 //! | never_seen | none of these |
