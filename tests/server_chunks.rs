@@ -527,33 +527,3 @@ fn to_erase_and_to_save_take_an_admin() {
         assert_eq!(answer.status, 200, "{answer:?}");
     }
 }
-
-#[test]
-fn the_library_is_closed_without_a_key() {
-    let server = start_with_keys("closed", &[]);
-    let zeros = "0".repeat(64);
-    let (chunk, context) = (format!("/v1/chunks/{zeros}"), format!("/v1/contexts/ctx_{zeros}"));
-    let mut paths = vec![
-        ("POST", "/v1/chunks".to_owned()),
-        ("GET", "/v1/chunks".to_owned()),
-        ("GET", chunk.clone()),
-        ("DELETE", chunk.clone()),
-        ("POST", "/v1/contexts".to_owned()),
-        ("GET", "/v1/contexts".to_owned()),
-        ("GET", context.clone()),
-        ("PATCH", context.clone()),
-        ("DELETE", context.clone()),
-        ("POST", format!("{context}/fork")),
-        ("PUT", format!("{context}/chunks/{zeros}")),
-        ("DELETE", format!("{context}/chunks/{zeros}")),
-    ];
-    for verb in ["populate", "save", "unload", "restore", "pin"] {
-        paths.push(("POST", format!("{chunk}/{verb}")));
-    }
-    for verb in ["activate", "deactivate"] {
-        paths.push(("POST", format!("{context}/chunks/{zeros}/{verb}")));
-    }
-    for (method, path) in &paths {
-        server.send(method, path, &[], b"{}").refused(401, None, "a key is needed");
-    }
-}

@@ -1,11 +1,11 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::query::Names;
 use super::state::{App, Server};
 
 pub async fn list(State(app): State<App>) -> Json<Value> {
@@ -17,9 +17,8 @@ pub async fn list(State(app): State<App>) -> Json<Value> {
 /// Ids may hold slashes.
 pub async fn get(
     State(app): State<App>,
-    id: Result<Path<String>, PathRejection>,
+    Names(id): Names<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let Ok(Path(id)) = id else { return Err(ApiError::bad_request("the path is not UTF-8")) };
     if app.embedder.as_ref().is_some_and(|model| model.id == id) {
         return Ok(Json(embedding_entry(&app, &id)));
     }

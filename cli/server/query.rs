@@ -69,7 +69,7 @@ impl<T: serde::de::DeserializeOwned + Send> FromRequestParts<App> for Names<T> {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let path: Result<Path<T>, PathRejection> = Path::from_request_parts(parts, app).await;
-        let refused = |_| ApiError::bad_request("the path can't be read");
+        let refused = |_| ApiError::bad_request("the path is not UTF-8");
         path.map(|Path(names)| Self(names)).map_err(refused)
     }
 }
