@@ -34,6 +34,7 @@ mod server_guard;
 mod server_keys;
 mod server_life;
 mod server_responses;
+mod server_soak;
 mod server_structured;
 mod simulation;
 mod tidy;
