@@ -210,8 +210,7 @@ impl Drop for IoThreads {
 mod tests {
     use super::*;
     use crate::ChunkId;
-    use crate::cache::KvIdentity;
-    use crate::cache::KvOf;
+    use crate::cache::{KvIdentity, KvOf};
     use crate::store::Codec;
     use crate::tiering::Ticket;
 

@@ -307,6 +307,8 @@ impl Scheduler {
             assert!(sequence.table.iter().all(Option::is_none), "{sequence:?}");
             assert_eq!(sequence.num_todo(), sequence.len(), "{sequence:?}");
         }
+        let fetched: usize = self.sequences.values().map(|sequence| sequence.fetched.len()).sum();
+        assert_eq!(self.tiers.num_leases(), fetched, "a lease is a live sequence's");
         self.tiers.check_invariants();
         for sequence in self.sequences.values() {
             assert_eq!(sequence.layout.num_tokens(), sequence.len());

@@ -58,7 +58,6 @@ struct HostEntry {
     segment: Arc<KvSegment>,
     bytes: u64,
     uses: u64,
-    leases: u32,
     /// Value of the last one that had gone when this was last used.
     since: f64,
 }
@@ -71,6 +70,8 @@ pub struct Tiers {
     /// So many keys cost attention as much as all products of a token cost.
     attention_scale: f64,
     host: HashMap<KvId, HostEntry>,
+    /// How often each is leased. What is erased meanwhile may be gone from the host, and back.
+    leases: HashMap<KvId, u32>,
     disk: HashMap<KvId, DiskFile>,
     clock: f64,
     /// Segments that left the host for lack of room, so far.
@@ -84,6 +85,7 @@ impl Tiers {
             host_bytes: 0,
             attention_scale,
             host: HashMap::new(),
+            leases: HashMap::new(),
             disk: HashMap::new(),
             clock: 0.0,
             evictions: 0,
@@ -124,14 +126,14 @@ impl Tiers {
 
     /// True when the host would hold so many bytes more if others gave way.
     pub fn has_room(&self, bytes: u64) -> bool {
-        let leased = self.host.values().filter(|entry| entry.leases > 0);
+        let leased = self.host.values().filter(|entry| self.is_leased(entry));
         bytes + leased.map(|entry| entry.bytes).sum::<u64>() <= self.host_budget
     }
 
     /// Books KV into the host. What must leave for it is named by [`Tiers::trim`].
     pub fn put_host(&mut self, segment: Arc<KvSegment>, bytes: u64) {
         let since = self.clock;
-        let entry = HostEntry { segment, bytes, uses: 1, leases: 0, since };
+        let entry = HostEntry { segment, bytes, uses: 1, since };
         self.host_bytes += bytes;
         let before = self.host.insert(entry.segment.kv, entry);
         assert!(before.is_none(), "a segment is in the host once");
@@ -144,17 +146,26 @@ impl Tiers {
         true
     }
 
-    /// Keeps KV in the host until [`Tiers::release`].
+    /// Keeps KV in the host until [`Tiers::release`], unless it is erased.
     pub fn lease(&mut self, kv: KvId) {
-        if let Some(entry) = self.host.get_mut(&kv) {
-            entry.leases += 1;
-        }
+        *self.leases.entry(kv).or_default() += 1;
     }
 
     pub fn release(&mut self, kv: KvId) {
-        if let Some(entry) = self.host.get_mut(&kv) {
-            entry.leases = entry.leases.saturating_sub(1);
+        let leases = self.leases.get_mut(&kv).expect("what is released was leased");
+        *leases -= 1;
+        if *leases == 0 {
+            self.leases.remove(&kv);
         }
+    }
+
+    /// Of all KV together.
+    pub fn num_leases(&self) -> usize {
+        self.leases.values().map(|&count| count as usize).sum()
+    }
+
+    fn is_leased(&self, entry: &HostEntry) -> bool {
+        self.leases.contains_key(&entry.segment.kv)
     }
 
     pub fn used(&mut self, kv: KvId) {
@@ -169,7 +180,7 @@ impl Tiers {
     pub fn trim(&mut self) -> Vec<Arc<KvSegment>> {
         let mut gone = Vec::new();
         while self.host_bytes > self.host_budget {
-            let idle = self.host.values().filter(|entry| entry.leases == 0);
+            let idle = self.host.values().filter(|entry| !self.is_leased(entry));
             let value = |entry: &&HostEntry| (self.value(entry), entry.segment.kv);
             let least = idle.min_by(|a, b| value(a).partial_cmp(&value(b)).expect("finite"));
             let Some(least) = least else { break };
@@ -209,7 +220,7 @@ impl Tiers {
     pub fn check_invariants(&self) {
         let bytes: u64 = self.host.values().map(|entry| entry.bytes).sum();
         assert_eq!(bytes, self.host_bytes);
-        let idle = self.host.values().any(|entry| entry.leases == 0);
+        let idle = self.host.values().any(|entry| !self.is_leased(entry));
         assert!(self.host_bytes <= self.host_budget || !idle, "over budget with something to drop");
     }
 }
@@ -250,6 +261,27 @@ mod tests {
         assert_eq!((tiers.in_host(a.kv), tiers.in_host(b.kv)), (true, false));
         assert!(tiers.has_room(100) && !tiers.has_room(101));
         tiers.check_invariants();
+    }
+
+    #[test]
+    fn a_lease_outlives_what_it_was_for() {
+        let mut tiers = Tiers::new(100, 1000.0);
+        let a = segment(1, 10, 0);
+        tiers.put_host(a.clone(), 100);
+        tiers.lease(a.kv);
+        tiers.forget(&KvOf::new(a.chunk, None));
+        tiers.put_host(a.clone(), 150);
+        tiers.lease(a.kv);
+        tiers.release(a.kv);
+        assert!(gone(&mut tiers).is_empty(), "one of two is left");
+        tiers.release(a.kv);
+        assert_eq!(gone(&mut tiers), [a.kv]);
+    }
+
+    #[test]
+    #[should_panic(expected = "what is released was leased")]
+    fn what_was_not_leased_is_not_released() {
+        Tiers::new(100, 1000.0).release(segment(1, 10, 0).kv);
     }
 
     #[test]
