@@ -27,6 +27,38 @@ pub fn int8_products(threads: &Threads) -> u64 {
     (threads.count() * sums * STEPS * LANES * 4 * 2) as u64
 }
 
+/// Reads all of `data` on all threads, as fast as memory gives it.
+pub fn read(threads: &Threads, data: &[f32]) {
+    let parts = 8 * threads.count();
+    threads.run(parts, |part| {
+        let piece = &data[part * data.len() / parts..(part + 1) * data.len() / parts];
+        threads.isa().run(Read { data: piece });
+    });
+}
+
+struct Read<'a> {
+    data: &'a [f32],
+}
+
+impl Kernel for Read<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut sums = [s.splat(0.0); 4];
+        for lines in self.data.as_chunks::<LANES>().0.as_chunks::<4>().0 {
+            for (sum, line) in sums.iter_mut().zip(lines) {
+                // across page borders, where the processor's own prefetching stops
+                s.prefetch(line.as_ptr().wrapping_byte_add(4 << 10));
+                *sum = s.add(*sum, s.load(line));
+            }
+        }
+        for sum in sums {
+            black_box(s.reduce(sum));
+        }
+    }
+}
+
 struct Floats;
 
 impl Kernel for Floats {
@@ -43,7 +75,9 @@ fn floats<S: Simd, const N: usize>(s: S) {
     let (a, b) = (s.splat(black_box(0.5)), s.splat(black_box(0.25)));
     let mut sums = [s.splat(0.0); N];
     for _ in 0..STEPS {
-        sums = sums.map(|sum| s.mul_add(a, sum, b));
+        for sum in &mut sums {
+            *sum = s.mul_add(a, *sum, b);
+        }
     }
     for sum in sums {
         black_box(s.reduce(sum));
@@ -65,7 +99,9 @@ fn ints<S: IntSimd, const N: usize>(s: S) {
     let x = black_box(0x0101_0101);
     let mut sums = [s.splat(0); N];
     for _ in 0..STEPS {
-        sums = sums.map(|sum| s.dot(sum, codes, x));
+        for sum in &mut sums {
+            *sum = s.dot(*sum, codes, x);
+        }
     }
     for sum in sums {
         black_box(s.float().reduce(s.to_float(sum)));

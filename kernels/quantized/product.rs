@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use super::panels::{Line, Panels, QUADS, lines};
+use super::panels::{Line, Panels, QUAD, QUADS, lines};
 use super::{BlockFormat, GROUP};
 use crate::isa::{IntKernel, Kernel};
 use crate::linear::TILE;
@@ -252,7 +252,10 @@ impl Job<'_> {
         let scales = self.x.scales[row * groups..].as_chunks::<R>().0;
         let sums_of_x = self.x.sums[row * groups..].as_chunks::<R>().0;
         let lines = lines(BITS);
-        let parts = if BITS == 6 { 2 } else { 1 };
+        // known at run time alone: unrolled, the loop over them would hold a whole group of x, which
+        // no registers do
+        let part_quads = self.panels.format.scale_len() / QUAD;
+        let parts = QUADS / part_quads;
         let mut acc = [[f.splat(0.0); H]; R];
         for group in 0..groups {
             let at = tile * groups + group;
@@ -264,11 +267,14 @@ impl Job<'_> {
                     let n = [a + b, *a, *b][if parts == 1 { 0 } else { 1 + part }];
                     *sums = [s.splat(-self.panels.format.center() * n); H];
                 }
-                for quad in part * QUADS / parts..(part + 1) * QUADS / parts {
-                    for h in 0..H {
-                        let codes = codes_of::<S, BITS>(s, &codes[h * lines..][..lines], quad);
-                        for (sums, x) in sums.iter_mut().zip(&quads[group * QUADS + quad]) {
-                            sums[h] = s.dot(sums[h], codes, *x);
+                for quad in part * part_quads..(part + 1) * part_quads {
+                    let mut weights = [s.bytes(&codes[0].0); H];
+                    for (h, weights) in weights.iter_mut().enumerate() {
+                        *weights = codes_of::<S, BITS>(s, &codes[h * lines..][..lines], quad);
+                    }
+                    for (sums, x) in sums.iter_mut().zip(&quads[group * QUADS + quad]) {
+                        for (sum, weights) in sums.iter_mut().zip(&weights) {
+                            *sum = s.dot(*sum, *weights, *x);
                         }
                     }
                 }

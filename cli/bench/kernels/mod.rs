@@ -4,7 +4,6 @@
 mod cases;
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -108,20 +107,14 @@ impl Clock {
         }
     }
 
-    /// Bytes a second of summing an array that fits no cache.
+    /// Bytes a second of reading an array that fits no cache.
     fn read_bandwidth(&self) -> f64 {
-        let data = vec![1u64; 64 << 20];
-        let parts = 8 * self.threads.count();
-        let sums: Vec<AtomicU64> = (0..parts).map(|_| AtomicU64::default()).collect();
+        let data = vec![1f32; 128 << 20];
         let seconds = self.median(|| {
-            self.threads.run(parts, |part| {
-                let piece = &data[part * data.len() / parts..(part + 1) * data.len() / parts];
-                let sum = piece.iter().fold(0u64, |sum, value| sum.wrapping_add(*value));
-                sums[part].store(sum, Ordering::Relaxed);
-            });
+            ceilings::read(&self.threads, &data);
             Ok(())
         });
-        size_of_val(&data[..]) as f64 / seconds.expect("summing can't fail")
+        size_of_val(&data[..]) as f64 / seconds.expect("reading can't fail")
     }
 }
 
