@@ -5,7 +5,7 @@
 //! value of the last one that went (GDSF; all full blocks cost the same bytes, and nearly the same
 //! to compute again). Among equals the one that idles longest goes. Knows nothing of devices.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{BlockHash, BlockId, ChunkId, KvId, KvOf, KvSegment};
@@ -64,7 +64,9 @@ pub struct Departure {
 #[derive(Debug)]
 pub struct BlockManager {
     blocks: Vec<Block>,
-    free: VecDeque<BlockId>,
+    /// The one freed last is used first: the system has given its memory already, which it does
+    /// page by page and slowly.
+    free: Vec<BlockId>,
     idle: BTreeSet<(IdleRank, BlockId)>,
     by_hash: HashMap<BlockHash, BlockId>,
     /// Value of the last idle block that went: what comes later starts from there.
@@ -87,7 +89,7 @@ impl BlockManager {
         let ids = 0..u32::try_from(num_blocks).expect("block ids are 32 bits");
         Self {
             blocks: std::iter::repeat_with(empty).take(num_blocks).collect(),
-            free: ids.map(BlockId).collect(),
+            free: ids.rev().map(BlockId).collect(),
             idle: BTreeSet::new(),
             by_hash: HashMap::new(),
             clock: 0,
@@ -120,16 +122,19 @@ impl BlockManager {
         self.blocks[id.0 as usize].state
     }
 
-    /// Takes `count` blocks, all or none; free ones first, then the least valuable idle ones.
+    /// Takes `count` blocks, all or none; free ones first, then the least valuable idle ones. In
+    /// ascending order: neighbours are copied in one piece.
     pub fn try_allocate(&mut self, count: usize) -> Option<Vec<BlockId>> {
         if count > self.available() {
             return None;
         }
-        Some((0..count).map(|_| self.allocate_one()).collect())
+        let mut table: Vec<BlockId> = (0..count).map(|_| self.allocate_one()).collect();
+        table.sort_unstable();
+        Some(table)
     }
 
     fn allocate_one(&mut self) -> BlockId {
-        let id = self.free.pop_front().unwrap_or_else(|| self.evict());
+        let id = self.free.pop().unwrap_or_else(|| self.evict());
         let block = &mut self.blocks[id.0 as usize];
         assert!(block.ref_count == 0 && block.identity.is_none(), "block {} is in use", id.0);
         block.state = BlockState::Filling;
@@ -232,7 +237,7 @@ impl BlockManager {
         let block = &mut self.blocks[id.0 as usize];
         if block.state == BlockState::Idle {
             self.idle.remove(&(block.rank, id));
-            self.free.push_back(id);
+            self.free.push(id);
             block.state = BlockState::Free;
         } else {
             block.state = BlockState::Filling;
@@ -253,7 +258,7 @@ impl BlockManager {
                 self.rank(id);
             } else {
                 block.state = BlockState::Free;
-                self.free.push_back(id);
+                self.free.push(id);
             }
         }
     }
