@@ -252,8 +252,8 @@ impl Job<'_> {
         let scales = self.x.scales[row * groups..].as_chunks::<R>().0;
         let sums_of_x = self.x.sums[row * groups..].as_chunks::<R>().0;
         let lines = lines(BITS);
-        // known at run time alone: unrolled, the loop over them would hold a whole group of x, which
-        // no registers do
+        // known at run time alone: unrolled, the loop over them would hold a whole group of x,
+        // which no registers do
         let part_quads = self.panels.format.scale_len() / QUAD;
         let parts = QUADS / part_quads;
         let mut acc = [[f.splat(0.0); H]; R];
