@@ -109,6 +109,25 @@ impl BlockFormat {
         self.block_len() > GROUP
     }
 
+    /// What a code is worth: a product and, where there are offsets, a sum, each rounded.
+    fn weight(self, code: u8, (scale, offset): (f32, f32)) -> f32 {
+        match self.has_offset() {
+            true => scale * f32::from(code) + offset,
+            false => scale * (i32::from(code) - self.center()) as f32,
+        }
+    }
+
+    /// Scale and offset of a weight, each from its block's number and its own factor (1 where the
+    /// format has none): a product, rounded.
+    fn scale(self, scale: (f16, u8), offset: (f16, u8)) -> (f32, f32) {
+        let factor = match self {
+            Self::Q6K => f32::from(scale.1.cast_signed()),
+            _ => f32::from(scale.1),
+        };
+        let offset = offset.0.to_f32() * f32::from(offset.1);
+        (scale.0.to_f32() * factor, if self.has_factors() { -offset } else { offset })
+    }
+
     /// Inputs that share a scale.
     pub(crate) fn scale_len(self) -> usize {
         if self == Self::Q6K { 16 } else { GROUP }
@@ -171,20 +190,11 @@ impl Block {
         block
     }
 
-    /// The weight of input `k`: a product and, where there are offsets, a sum, each rounded.
+    /// The weight of input `k`.
     fn weight(&self, format: BlockFormat, k: usize) -> f32 {
-        let (code, factor) = (i32::from(self.codes[k]), self.factors[k / format.scale_len()]);
-        let signed = format == BlockFormat::Q6K;
-        let factor = if signed { f32::from(factor.cast_signed()) } else { f32::from(factor) };
-        let scale = self.scale.to_f32() * factor;
-        let offset = self.offset.to_f32();
-        match (format.has_offset(), format.has_factors()) {
-            (false, _) => scale * (code - format.center()) as f32,
-            (true, false) => scale * code as f32 + offset,
-            (true, true) => {
-                scale * code as f32 - offset * f32::from(self.offset_factors[k / GROUP])
-            }
-        }
+        let scale = (self.scale, self.factors[k / format.scale_len()]);
+        let offset = (self.offset, self.offset_factors[k / GROUP]);
+        format.weight(self.codes[k], format.scale(scale, offset))
     }
 
     /// Eight factors of scales and eight of offsets, six bits each, in twelve bytes: the low four

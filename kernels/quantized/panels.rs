@@ -1,7 +1,8 @@
 //! Quantized rows in the order of the product: tiles of 32 output features, inputs sequential.
 //!
-//! A group (32 inputs) of a tile has, for each half of 16 features, lines of 64 bytes; a byte
-//! belongs to feature `i / 4` and, within four inputs (a quad), to input `i % 4`.
+//! A group (32 inputs) of a tile has, for each half of 16 features, as many lines of 64 bytes as a
+//! code has bits; a byte belongs to feature `i / 4` and, within four inputs (a quad), to input
+//! `i % 4`.
 //!
 //! ```text
 //! bits  lines of a group and half
@@ -47,16 +48,6 @@ pub(crate) struct Panels {
     pub factors: Vec<Factors>,
     /// [tile][group]
     pub offset_factors: Vec<Factors>,
-}
-
-/// Lines of a group and half.
-pub(crate) const fn lines(bits: usize) -> usize {
-    match bits {
-        8 => 8,
-        6 => 6,
-        5 => 5,
-        _ => 4,
-    }
 }
 
 /// What one thread packs.
@@ -116,7 +107,7 @@ impl Panels {
         Self {
             format,
             inputs,
-            codes: vec![Line([0; 64]); tiles * (inputs / GROUP) * 2 * lines(format.bits())],
+            codes: vec![Line([0; 64]); tiles * (inputs / GROUP) * 2 * format.bits()],
             scales: vec![zeros; blocks],
             offsets: vec![zeros; some(format.has_offset(), blocks)],
             factors: vec![[0; TILE]; factors],
@@ -156,17 +147,11 @@ impl Panels {
     /// The weight of output feature `row`, one of `rows`, for input `k`.
     pub fn value(&self, row: usize, k: usize) -> f32 {
         let (tile, column) = ((row - self.rows.start) / TILE, (row - self.rows.start) % TILE);
-        let code = i32::from(self.code(tile, column, k));
-        let (scale, offset) = self.scale(tile, column, k);
-        if self.format.has_offset() {
-            scale * code as f32 + offset
-        } else {
-            scale * (code - self.format.center()) as f32
-        }
+        self.format.weight(self.code(tile, column, k), self.scale(tile, column, k))
     }
 
     pub fn code(&self, tile: usize, column: usize, k: usize) -> u8 {
-        let lines = lines(self.format.bits());
+        let lines = self.format.bits();
         let (group, quad) = (tile * (self.inputs / GROUP) + k / GROUP, k % GROUP / QUAD);
         let half = &self.codes[(group * 2 + column / LANES) * lines..][..lines];
         let byte = column % LANES * QUAD + k % QUAD;
@@ -182,22 +167,16 @@ impl Panels {
         low | high << 4
     }
 
-    /// Scale and offset, each rounded once per multiplication as the file's readers do.
+    /// Scale and offset of a weight.
     pub fn scale(&self, tile: usize, column: usize, k: usize) -> (f32, f32) {
         let at = |every: usize| tile * (self.inputs / every) + k / every;
         let block = at(self.format.block_len());
-        let scale = self.scales[block].0[column].to_f32();
-        let offset = self.offsets.get(block).map_or(0.0, |line| line.0[column].to_f32());
-        if !self.format.has_factors() {
-            return (scale, offset);
-        }
-        let factor = self.factors[at(self.format.scale_len())][column];
-        if self.format.has_offset() {
-            let offset_factor = self.offset_factors[at(GROUP)][column];
-            (scale * f32::from(factor), -(offset * f32::from(offset_factor)))
-        } else {
-            (scale * f32::from(factor.cast_signed()), 0.0)
-        }
+        let of_block = |lines: &[Columns<f16>]| lines.get(block).map_or(f16::ZERO, |l| l.0[column]);
+        let factor = |lines: &[Factors], at: usize| lines.get(at).map_or(1, |line| line[column]);
+        self.format.scale(
+            (of_block(&self.scales), factor(&self.factors, at(self.format.scale_len()))),
+            (of_block(&self.offsets), factor(&self.offset_factors, at(GROUP))),
+        )
     }
 }
 
@@ -228,8 +207,8 @@ impl Tile<'_> {
     }
 
     fn put_group(&mut self, bits: usize, column: usize, group: usize, codes: &[u8]) {
-        let half = (group * 2 + column / LANES) * lines(bits);
-        let lines = &mut self.codes[half..half + lines(bits)];
+        let half = (group * 2 + column / LANES) * bits;
+        let lines = &mut self.codes[half..half + bits];
         for (k, &code) in codes.iter().enumerate() {
             let (quad, byte) = (k / QUAD, column % LANES * QUAD + k % QUAD);
             if bits == 8 {

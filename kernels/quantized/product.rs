@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use super::panels::{Line, Panels, QUAD, QUADS, lines};
+use super::panels::{Line, Panels, QUAD, QUADS};
 use super::{BlockFormat, GROUP};
 use crate::isa::{IntKernel, Kernel};
 use crate::linear::TILE;
@@ -251,7 +251,6 @@ impl Job<'_> {
         let quads = self.x.quads[row * groups * QUADS..].as_chunks::<R>().0;
         let scales = self.x.scales[row * groups..].as_chunks::<R>().0;
         let sums_of_x = self.x.sums[row * groups..].as_chunks::<R>().0;
-        let lines = lines(BITS);
         // known at run time alone: unrolled, the loop over them would hold a whole group of x,
         // which no registers do
         let part_quads = self.panels.format.scale_len() / QUAD;
@@ -259,7 +258,7 @@ impl Job<'_> {
         let mut acc = [[f.splat(0.0); H]; R];
         for group in 0..groups {
             let at = tile * groups + group;
-            let codes = &self.panels.codes[(at * 2 + first) * lines..][..H * lines];
+            let codes = &self.panels.codes[(at * 2 + first) * BITS..][..H * BITS];
             s.prefetch(codes.as_ptr().wrapping_byte_add(AHEAD));
             for part in 0..parts {
                 let mut sums = [[s.splat(0); H]; R];
@@ -270,7 +269,7 @@ impl Job<'_> {
                 for quad in part * part_quads..(part + 1) * part_quads {
                     let mut weights = [s.bytes(&codes[0].0); H];
                     for (h, weights) in weights.iter_mut().enumerate() {
-                        *weights = codes_of::<S, BITS>(s, &codes[h * lines..][..lines], quad);
+                        *weights = codes_of::<S, BITS>(s, &codes[h * BITS..][..BITS], quad);
                     }
                     for (sums, x) in sums.iter_mut().zip(&quads[group * QUADS + quad]) {
                         for (sum, weights) in sums.iter_mut().zip(&weights) {

@@ -69,6 +69,7 @@ macro_rules! with_token {
         }
     )*};
 }
+pub(super) use with_token;
 
 impl Simd for Avx512 {
     type V = __m512;

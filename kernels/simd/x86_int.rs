@@ -1,7 +1,7 @@
 //! Integer products on AVX2 (two registers) and AVX-512 with VNNI (one).
 
 use super::int::{BYTES, IntSimd};
-use super::x86::{Avx2, Avx512};
+use super::x86::{Avx2, Avx512, with_token};
 use super::{LANES, Simd};
 use crate::isa::IntKernel;
 use std::arch::x86_64::*;
@@ -37,17 +37,6 @@ impl Avx2 {
         // SAFETY: `self` proves that `detect` found every feature `compiled` enables.
         unsafe { compiled(self, kernel) }
     }
-}
-
-macro_rules! with_token {
-    ($(fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty = $function:path;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $type),*) -> $out {
-            // SAFETY: the function asks for nothing but instructions, and `self` proves that
-            // `detect` found them.
-            unsafe { $function($($arg),*) }
-        }
-    )*};
 }
 
 impl IntSimd for Vnni {
