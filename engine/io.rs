@@ -210,23 +210,13 @@ impl Drop for IoThreads {
 mod tests {
     use super::*;
     use crate::ChunkId;
-    use crate::cache::{KvIdentity, KvOf};
+    use crate::cache::KvOf;
     use crate::store::Codec;
     use crate::tiering::Ticket;
 
     #[test]
     fn who_waits_for_a_job_at_which_the_code_fails_hears_of_it() {
-        let identity = Arc::new(KvIdentity::default());
-        let segment = Arc::new(KvSegment {
-            kv: identity.root(KvVariant::Lossless).kv_id(&[1], &[]),
-            chunk: ChunkId::of(b"a"),
-            variant: KvVariant::Lossless,
-            identity,
-            tokens: [1].into(),
-            seen: [].into(),
-            first_position: 0,
-            hashes: [].into(),
-        });
+        let segment = KvSegment::of_token(1, 1, 0);
         let panics = |job| answered(job, |_| panic!("as a fault in the code does"));
         let loaded = panics(IoJob::Load { segment: segment.clone() });
         assert!(matches!(loaded, IoDone::Loaded { data: None, .. }), "{loaded:?}");

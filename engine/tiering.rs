@@ -212,21 +212,10 @@ fn as_written(segment: Arc<KvSegment>, codec: Codec) -> Arc<KvSegment> {
 mod tests {
     use super::*;
     use crate::batch::{Batch, RowOutput};
-    use crate::cache::{ChunkId, KvIdentity};
 
     /// A segment in the host's memory.
     fn put(tiering: &mut Tiering) -> Arc<KvSegment> {
-        let identity = Arc::new(KvIdentity::default());
-        let segment = Arc::new(KvSegment {
-            kv: identity.root(KvVariant::Lossless).kv_id(&[1], &[]),
-            chunk: ChunkId::of(b"a"),
-            variant: KvVariant::Lossless,
-            identity,
-            tokens: [1].into(),
-            seen: [].into(),
-            first_position: 0,
-            hashes: [].into(),
-        });
+        let segment = KvSegment::of_token(1, 1, 0);
         tiering.put(segment.kv, SegmentKv::of_frames(&[vec![0; 4]]));
         segment
     }

@@ -76,3 +76,21 @@ impl KvSegment {
         }
     }
 }
+
+#[cfg(test)]
+impl KvSegment {
+    /// Rows of one token each, of a chunk that is named by it.
+    pub(crate) fn of_token(token: u32, rows: usize, first_position: usize) -> Arc<Self> {
+        let tokens = vec![token; rows];
+        Arc::new(Self {
+            kv: KvIdentity::default().root(KvVariant::Lossless).kv_id(&tokens, &[]),
+            chunk: ChunkId::of(&token.to_le_bytes()),
+            variant: KvVariant::Lossless,
+            identity: Arc::default(),
+            tokens: tokens.into(),
+            seen: [].into(),
+            first_position,
+            hashes: [].into(),
+        })
+    }
+}

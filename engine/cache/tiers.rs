@@ -227,22 +227,7 @@ impl Tiers {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{KvIdentity, KvVariant};
     use super::*;
-
-    fn segment(token: u32, rows: usize, first_position: usize) -> Arc<KvSegment> {
-        let tokens = vec![token; rows];
-        Arc::new(KvSegment {
-            kv: KvIdentity::default().root(KvVariant::Lossless).kv_id(&tokens, &[]),
-            chunk: ChunkId::of(&token.to_le_bytes()),
-            variant: KvVariant::Lossless,
-            identity: Arc::default(),
-            tokens: tokens.into(),
-            seen: [].into(),
-            first_position,
-            hashes: [].into(),
-        })
-    }
 
     fn gone(tiers: &mut Tiers) -> Vec<KvId> {
         tiers.trim().iter().map(|segment| segment.kv).collect()
@@ -251,7 +236,7 @@ mod tests {
     #[test]
     fn the_least_used_leaves_first_and_the_leased_stays() {
         let mut tiers = Tiers::new(200, 1000.0);
-        let [a, b, c] = [1, 2, 3].map(|token| segment(token, 10, 0));
+        let [a, b, c] = [1, 2, 3].map(|token| KvSegment::of_token(token, 10, 0));
         tiers.put_host(a.clone(), 100);
         tiers.put_host(b.clone(), 100);
         tiers.used(a.kv);
@@ -266,7 +251,7 @@ mod tests {
     #[test]
     fn a_lease_outlives_what_it_was_for() {
         let mut tiers = Tiers::new(100, 1000.0);
-        let a = segment(1, 10, 0);
+        let a = KvSegment::of_token(1, 10, 0);
         tiers.put_host(a.clone(), 100);
         tiers.lease(a.kv);
         tiers.forget(&KvOf::new(a.chunk, None));
@@ -281,13 +266,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "what is released was leased")]
     fn what_was_not_leased_is_not_released() {
-        Tiers::new(100, 1000.0).release(segment(1, 10, 0).kv);
+        Tiers::new(100, 1000.0).release(KvSegment::of_token(1, 10, 0).kv);
     }
 
     #[test]
     fn what_costs_more_to_compute_again_stays_longer() {
         let mut tiers = Tiers::new(100, 100.0);
-        let (near, far) = (segment(1, 10, 0), segment(2, 10, 900));
+        let (near, far) = (KvSegment::of_token(1, 10, 0), KvSegment::of_token(2, 10, 900));
         tiers.put_host(far.clone(), 100);
         tiers.put_host(near.clone(), 100);
         assert_eq!(gone(&mut tiers), [near.kv]);
@@ -296,7 +281,7 @@ mod tests {
     #[test]
     fn erased_is_erased_everywhere() {
         let mut tiers = Tiers::new(200, 1000.0);
-        let a = segment(1, 10, 0);
+        let a = KvSegment::of_token(1, 10, 0);
         tiers.put_host(a.clone(), 100);
         tiers.put_disk(DiskFile { kv: a.kv, chunk: a.chunk, tenant: String::new(), bytes: 70 });
         assert!(tiers.erase(&KvOf::new(a.chunk, Some("another\0"))).is_empty());
