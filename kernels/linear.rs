@@ -13,6 +13,7 @@ use crate::dtype::{Element, WeightDtype};
 use crate::error::Error;
 use crate::isa::Kernel;
 use crate::math::{RoundToBf16, round_to_bf16};
+use crate::pages::prefer_large_pages;
 use crate::quantized::{self, BlockFormat, Panels};
 use crate::simd::{LANES, Simd};
 use crate::threads::{Disjoint, Threads};
@@ -141,7 +142,9 @@ fn pack<T: Element, E: Send>(
     rows: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
 ) -> Result<Vec<Columns<T>>, E> {
     let lines = out_features.div_ceil(TILE) * in_features;
-    let mut tiles = vec![Columns([T::default(); TILE]); lines];
+    let mut tiles = Vec::with_capacity(lines);
+    prefer_large_pages(tiles.spare_capacity_mut());
+    tiles.resize(lines, Columns([T::default(); TILE]));
     let failure = Mutex::new(None);
     let failed = || failure.lock().expect("nothing panics under this lock").is_some();
     threads.for_each_chunk(&mut tiles, in_features, |tile, lines| {

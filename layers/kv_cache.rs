@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::{Device, Result, Tensor};
 use half::{bf16, f16, vec::HalfBitsVecExt};
-use strand_kernels::{Error, KvDtype, PoisonBlocks, ScatterRows, Threads, gather_rows};
+use strand_kernels::{Error, KvDtype, PoisonBlocks, ScatterRows, Threads, gather_rows, zeros};
 
 /// K and V of all layers; which block holds what is the engine's business.
 pub struct KvCache {
@@ -35,23 +35,21 @@ impl KvCache {
     /// Zeroed memory, which the system provides page by page when it is first written.
     pub fn new(shape: KvCacheShape, dtype: KvDtype, threads: &Threads) -> Result<Self> {
         let dims = (shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_dim);
-        let zeros = || {
-            let count = dims.0 * dims.1 * dims.2 * dims.3;
-            match dtype {
-                KvDtype::F32 => Tensor::from_vec(vec![0f32; count], dims, &Device::Cpu),
-                // From integers: only their zeros are known to be untouched memory.
-                KvDtype::F16 => {
-                    let rows: Vec<f16> = vec![0u16; count].reinterpret_into();
-                    Tensor::from_vec(rows, dims, &Device::Cpu)
-                }
-                KvDtype::Bf16 => {
-                    let rows: Vec<bf16> = vec![0u16; count].reinterpret_into();
-                    Tensor::from_vec(rows, dims, &Device::Cpu)
-                }
+        let count = dims.0 * dims.1 * dims.2 * dims.3;
+        let rows = || match dtype {
+            KvDtype::F32 => Tensor::from_vec(zeros::<f32>(count), dims, &Device::Cpu),
+            // From integers: only their zeros are known to be untouched memory.
+            KvDtype::F16 => {
+                let rows: Vec<f16> = zeros::<u16>(count).reinterpret_into();
+                Tensor::from_vec(rows, dims, &Device::Cpu)
+            }
+            KvDtype::Bf16 => {
+                let rows: Vec<bf16> = zeros::<u16>(count).reinterpret_into();
+                Tensor::from_vec(rows, dims, &Device::Cpu)
             }
         };
         let layers = (0..shape.layers)
-            .map(|_| Ok(LayerCache { k: zeros()?, v: zeros()? }))
+            .map(|_| Ok(LayerCache { k: rows()?, v: rows()? }))
             .collect::<Result<_>>()?;
         Ok(Self { layers, block_size: shape.block_size, dtype, threads: threads.clone() })
     }
@@ -73,7 +71,7 @@ impl KvCache {
     pub fn gather(&self, slots: &[u32]) -> Result<Vec<u8>> {
         let caches = self.caches();
         let frame_bytes = slots.len() * self.row_bytes()?;
-        let mut frames = vec![0; caches.len() * frame_bytes];
+        let mut frames = zeros(caches.len() * frame_bytes);
         let failed = OnceLock::new();
         self.threads.for_each_chunk(&mut frames, frame_bytes, |index, frame| {
             if let Err(error) = gather_rows(caches[index], slots, frame) {
