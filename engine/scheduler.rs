@@ -8,9 +8,12 @@ mod admission;
 mod rows;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
-use crate::batch::Batch;
-use crate::cache::{BlockId, BlockManager, KvId, KvOf, KvSegment, Owner, Tiers, TiersOf};
+use crate::batch::{Batch, BlockMove};
+use crate::cache::{
+    BlockId, BlockManager, KvId, KvOf, KvSegment, KvVariant, Owner, Tiers, TiersOf,
+};
 use crate::request::Reuse;
 use crate::sequence::{Sequence, SequenceId};
 use admission::Admission;
@@ -59,6 +62,16 @@ pub struct Counters {
 pub struct Restored {
     pub from_host: u64,
     pub from_disk: u64,
+}
+
+/// Where KV goes that comes from the disk.
+#[derive(Debug)]
+pub enum Placement {
+    /// By these moves, once the host has it.
+    Pool(Vec<BlockMove>),
+    Host,
+    /// There is no room: what waits for it computes it.
+    Nowhere,
 }
 
 impl Scheduler {
@@ -127,7 +140,7 @@ impl Scheduler {
         let rank = sequence.rank();
         assert!(self.running.remove(&rank) || self.waiting.remove(&rank), "{id:?} is nowhere");
         self.blocks.release(sequence.take_table());
-        sequence.fetched.iter().for_each(|&kv| self.tiers.release(kv));
+        sequence.leased.iter().for_each(|&kv| self.tiers.release(kv));
     }
 
     /// Where each segment of a sequence has its KV.
@@ -178,12 +191,42 @@ impl Scheduler {
         self.blocks.unload(segment)
     }
 
-    /// KV that a sequence waited for is in the host, or will not come.
+    /// Where KV goes that was fetched for somebody: to the pool at once where blocks are free, for
+    /// the disk has it anyway, and what waits in the host takes memory. Rows that can't be computed
+    /// again go to the host, where they are leased.
+    pub fn place(&mut self, segment: &Arc<KvSegment>) -> Placement {
+        let tokens = segment.tokens.chunks(self.limits.block_size);
+        let mut there: Vec<Option<BlockId>> = tokens
+            .zip(&segment.hashes)
+            .map(|(rows, &hash)| self.blocks.acquire(hash, rows))
+            .collect();
+        let missing: Vec<usize> = (0..there.len()).filter(|&at| there[at].is_none()).collect();
+        let is_lossy = segment.variant == KvVariant::Int8;
+        let has_room = self.tiers.has_room(segment.tokens.len() as u64 * self.limits.token_bytes);
+        let placement = if is_lossy || has_room && missing.len() > self.blocks.num_free() {
+            Placement::Host
+        } else {
+            let mut admission = Admission::new(&mut self.blocks, &mut self.tiers, self.limits);
+            let new = admission.bring(segment, &missing);
+            let moves = admission.moves;
+            there.extend(new.iter().flatten().copied().map(Some));
+            self.counters.restored.from_disk += u64::from(!moves.is_empty());
+            new.map_or(Placement::Nowhere, |_| Placement::Pool(moves))
+        };
+        self.blocks.release(there.into_iter().flatten().collect());
+        placement
+    }
+
+    /// KV that a sequence waited for is in the pool or the host, or will not come.
     pub fn loaded(&mut self, id: SequenceId, kv: KvId) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        if sequence.loading.remove(&kv) && self.tiers.in_host(kv) {
+        if !sequence.loading.remove(&kv) {
+            return;
+        }
+        sequence.fetched.insert(kv);
+        if self.tiers.in_host(kv) {
             self.tiers.lease(kv);
-            sequence.fetched.insert(kv);
+            sequence.leased.insert(kv);
         }
     }
 
@@ -307,8 +350,8 @@ impl Scheduler {
             assert!(sequence.table.iter().all(Option::is_none), "{sequence:?}");
             assert_eq!(sequence.num_todo(), sequence.len(), "{sequence:?}");
         }
-        let fetched: usize = self.sequences.values().map(|sequence| sequence.fetched.len()).sum();
-        assert_eq!(self.tiers.num_leases(), fetched, "a lease is a live sequence's");
+        let leased: usize = self.sequences.values().map(|sequence| sequence.leased.len()).sum();
+        assert_eq!(self.tiers.num_leases(), leased, "a lease is a live sequence's");
         self.tiers.check_invariants();
         for sequence in self.sequences.values() {
             assert_eq!(sequence.layout.num_tokens(), sequence.len());

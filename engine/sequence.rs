@@ -46,8 +46,10 @@ pub struct Sequence {
     pub reuse: Option<Reuse>,
     /// KV that is being fetched for it: it waits for these, and for nobody else's.
     pub loading: HashSet<KvId>,
-    /// KV that was fetched from the disk for it, and is leased in the host for its life.
+    /// KV that was fetched from the disk for it.
     pub fetched: HashSet<KvId>,
+    /// Of that, what is leased in the host for its life.
+    pub leased: HashSet<KvId>,
     /// How many of the prompt's rows have been reported on: by the log-probabilities of their
     /// successors, or by their hidden states.
     pub reported: usize,
@@ -123,6 +125,7 @@ impl Sequence {
             reuse: None,
             loading: HashSet::new(),
             fetched: HashSet::new(),
+            leased: HashSet::new(),
             reported: 0,
             erased: Vec::new(),
             sampling: Arc::new(asked.sampling.clone()),

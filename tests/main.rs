@@ -19,6 +19,7 @@ mod grammars;
 mod histories;
 mod http;
 mod memory;
+mod onboarding;
 mod parity;
 mod processes;
 mod quantized;

@@ -30,10 +30,10 @@ struct Row {
     position: u32,
 }
 
-const ROW_BYTES: usize = 12;
+pub const ROW_BYTES: usize = 12;
 
 /// Stores digests as KV rows.
-struct FakeRunner {
+pub struct FakeRunner {
     rows: Vec<Option<Row>>,
     block_size: usize,
     /// Fails the first row of every so many-th run.
@@ -42,7 +42,7 @@ struct FakeRunner {
 }
 
 impl FakeRunner {
-    fn new(plan: &EnginePlan, fail_every: Option<u64>) -> Self {
+    pub fn new(plan: &EnginePlan, fail_every: Option<u64>) -> Self {
         let rows = vec![None; plan.num_blocks * plan.block_size];
         Self { rows, block_size: plan.block_size, fail_every, runs: 0 }
     }
@@ -166,7 +166,7 @@ fn oracle(request: &Request, choice: u32, max_tokens: usize) -> (Vec<u32>, Finis
     }
 }
 
-fn plan(random: &mut Random) -> EnginePlan {
+pub fn plan(random: &mut Random) -> EnginePlan {
     let block_size = [1, 2, 4, 16][random.between(0, 4)];
     let max_model_len = random.between(20, 80);
     let least = max_model_len.div_ceil(block_size);
@@ -462,6 +462,8 @@ fn step(
     let tokens = step.prefill_tokens + step.decode_tokens;
     assert!(tokens <= plan.max_num_batched_tokens, "over the token budget");
     assert_eq!(had_work, tokens > 0, "a step without progress, or progress without work");
+    let stats = engine.stats();
+    assert!(stats.host_bytes <= stats.host_budget, "the host is over its budget: {stats:?}");
     seen.steps += 1;
     for (id, event) in step.events {
         let entry = live.get_mut(&id).expect("events of live requests only");

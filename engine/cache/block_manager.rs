@@ -109,6 +109,11 @@ impl BlockManager {
         self.free.len() + self.idle.len()
     }
 
+    /// Blocks that hold nothing.
+    pub fn num_free(&self) -> usize {
+        self.free.len()
+    }
+
     /// Blocks that nobody uses but can still be found.
     pub fn num_idle(&self) -> usize {
         self.idle.len()

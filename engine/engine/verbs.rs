@@ -10,7 +10,7 @@ use crate::batch::Runner;
 use crate::cache::{ChunkId, DiskFile, KvOf, KvSegment, KvVariant, TiersOf};
 use crate::error::Error;
 use crate::request::{Request, Segment};
-use crate::scheduler::slots;
+use crate::scheduler::{Placement, slots};
 use crate::segment_kv::SegmentKv;
 use crate::sequence::{Roots, Rules, Sequence, SequenceId};
 use crate::store::Codec;
@@ -148,18 +148,31 @@ impl<R: Runner> Engine<R> {
         let bytes = data.as_ref().map_or(0, SegmentKv::num_bytes);
         let waiting = self.tiering.loaded(segment.kv, bytes, seconds);
         match data {
-            Some(data) if !waiting.is_empty() => {
-                if !self.scheduler.tiers().in_host(segment.kv) {
-                    // leased before anything gives way, so that it is not what goes
-                    self.scheduler.tiers_mut().put_host(segment.clone(), bytes);
-                    self.tiering.put(segment.kv, data);
-                }
-            }
+            Some(data) if !waiting.is_empty() => self.place(segment, data),
             Some(_) => {}
             None => self.scheduler.tiers_mut().forget_disk(segment.kv),
         }
         waiting.into_iter().for_each(|id| self.scheduler.loaded(id, segment.kv));
         self.trim_host();
+    }
+
+    fn place(&mut self, segment: &Arc<KvSegment>, data: SegmentKv) {
+        if self.scheduler.tiers().in_host(segment.kv) {
+            return;
+        }
+        match self.scheduler.place(segment) {
+            Placement::Pool(moves) => {
+                self.tiering.put(segment.kv, data);
+                self.tiering.carry_out(&moves, &mut self.runner);
+                self.tiering.remove(segment.kv);
+            }
+            Placement::Host => {
+                // leased before anything gives way, so that it is not what goes
+                self.scheduler.tiers_mut().put_host(segment.clone(), data.num_bytes());
+                self.tiering.put(segment.kv, data);
+            }
+            Placement::Nowhere => {}
+        }
     }
 
     fn put_host(&mut self, segment: &Arc<KvSegment>, data: SegmentKv) {

@@ -144,6 +144,7 @@ impl<'a> Admission<'a> {
             let seen = tokens.end.saturating_sub(tokens.start.max(shown.start));
             let fetched = sequence.kv(segment).is_some_and(|kv| sequence.fetched.contains(&kv.kv));
             let (count, rows) = match (gaps.contains(&block), computes) {
+                (false, _) if fetched => (&mut self.reuse.disk, seen),
                 (false, _) => (&mut self.reuse.device, seen),
                 (true, true) if layout.facts(segment).recomputed => {
                     (&mut self.reuse.recomputed, tokens.len())
@@ -156,26 +157,37 @@ impl<'a> Admission<'a> {
         }
     }
 
-    /// Gives blocks to what comes back from the host. They are as good as computed: the rows are
-    /// there before the next forward reads them.
+    /// Gives a sequence blocks for what comes back from the host.
     fn onboard(&mut self, sequence: &mut Sequence, onboarding: &Onboarding) {
-        let new = self.allocate(onboarding.blocks.len()).expect("the blocks were counted");
         let segment = &onboarding.segment;
         self.tiers.used(segment.kv);
         let fetched = sequence.fetched.contains(&segment.kv);
         let restored = &mut self.restored;
         *(if fetched { &mut restored.from_disk } else { &mut restored.from_host }) += 1;
+        let first = onboarding.blocks.first().map(|&block| sequence.layout.segment(block));
+        let first = first.map_or(0, |segment| sequence.layout.blocks_of(segment).start);
+        let of_segment: Vec<usize> = onboarding.blocks.iter().map(|block| block - first).collect();
+        let new = self.bring(segment, &of_segment).expect("the blocks were counted");
         for (&block, id) in onboarding.blocks.iter().zip(new) {
-            let tokens = sequence.layout.tokens(block);
-            let start = sequence.layout.tokens_of(sequence.layout.segment(block)).start;
-            let rows = slots(&[id], tokens.len(), self.limits.block_size);
-            self.onboard_rows(segment.kv, tokens.start - start, rows);
             sequence.table[block] = Some(id);
-            let (chunk, salt) = (Some(segment.chunk), sequence.salt.clone());
-            let owner = Owner { chunk, salt, segment: Some(segment.clone()) };
-            let hash = sequence.hash(block);
-            self.blocks.seal(id, hash, &sequence.tokens[tokens], owner);
         }
+    }
+
+    /// Takes blocks for some of a segment's, whose rows come from the host. They are as good as
+    /// computed: the rows are there before the next forward reads them.
+    pub fn bring(&mut self, segment: &Arc<KvSegment>, blocks: &[usize]) -> Option<Vec<BlockId>> {
+        let new = self.allocate(blocks.len())?;
+        let block_size = self.limits.block_size;
+        for (&block, &id) in blocks.iter().zip(&new) {
+            let first_row = block * block_size;
+            let tokens = &segment.tokens[first_row..];
+            let tokens = &tokens[..tokens.len().min(block_size)];
+            self.onboard_rows(segment.kv, first_row, slots(&[id], tokens.len(), block_size));
+            let (chunk, salt) = (Some(segment.chunk), segment.identity.salt.as_slice().into());
+            let owner = Owner { chunk, salt, segment: Some(segment.clone()) };
+            self.blocks.seal(id, segment.hashes[block], tokens, owner);
+        }
+        Some(new)
     }
 
     /// Rows that follow those before them are one move with them: long copies are fast ones.
