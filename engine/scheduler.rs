@@ -164,21 +164,12 @@ impl Scheduler {
     }
 
     /// Makes a chunk's blocks unfindable, those that live sequences have yet to compute too.
-    /// Returns how many there were, and what leaves the host.
-    pub fn erase(&mut self, kv: &KvOf) -> (usize, Vec<KvId>) {
-        (self.erase_blocks(kv), self.tiers.erase(kv))
-    }
-
-    /// The same, but what the disk holds stays known.
+    /// Returns how many there were, and what leaves the host; what the disk holds stays known.
     pub fn forget(&mut self, kv: &KvOf) -> (usize, Vec<KvId>) {
-        (self.erase_blocks(kv), self.tiers.forget(kv))
-    }
-
-    fn erase_blocks(&mut self, kv: &KvOf) -> usize {
         for sequence in self.sequences.values_mut().filter(|one| kv.has_salt(&one.salt)) {
             sequence.erased.push(kv.chunk);
         }
-        self.blocks.erase(kv)
+        (self.blocks.erase(kv), self.tiers.forget(kv))
     }
 
     /// Lets a segment's blocks go last when blocks run out, or as any other's again.

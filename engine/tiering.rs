@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::batch::{BlockMove, Runner};
-use crate::cache::{KvId, KvOf, KvSegment, KvVariant};
+use crate::cache::{DiskFile, KvId, KvOf, KvSegment, KvVariant};
 use crate::error::Error;
 use crate::segment_kv::SegmentKv;
 use crate::sequence::SequenceId;
@@ -88,6 +88,8 @@ pub(crate) struct Tiering {
     loads: HashMap<KvId, (Arc<KvSegment>, Vec<SequenceId>)>,
     /// Saves on their way that have not been erased since.
     saving: HashMap<KvId, Arc<KvSegment>>,
+    /// Files that are being erased, and are there again where that fails.
+    erasing: HashMap<Ticket, Vec<DiskFile>>,
     jobs: Vec<IoJob>,
     /// `None` without a disk.
     codec: Option<Codec>,
@@ -186,12 +188,23 @@ impl Tiering {
 
     /// Forgets what is on its way of a chunk, and has the disk erase it. Returns who waited for
     /// what.
-    pub fn erase(&mut self, ticket: Ticket, kv: KvOf) -> Vec<(KvId, Vec<SequenceId>)> {
+    pub fn erase(
+        &mut self,
+        ticket: Ticket,
+        kv: KvOf,
+        files: Vec<DiskFile>,
+    ) -> Vec<(KvId, Vec<SequenceId>)> {
+        self.erasing.insert(ticket, files);
         self.saving.retain(|_, segment| !segment.is_of(&kv));
         let erased = self.loads.extract_if(|_, (segment, _)| segment.is_of(&kv));
         let erased = erased.map(|(kv, (_, waiting))| (kv, waiting)).collect();
         self.jobs.push(IoJob::Erase { ticket, kv });
         erased
+    }
+
+    /// The files that an erasure which has ended was of.
+    pub fn erased(&mut self, ticket: Ticket) -> Vec<DiskFile> {
+        self.erasing.remove(&ticket).unwrap_or_default()
     }
 
     /// What the disk is to do, in order.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use strand_engine::cache::{ChunkId, KvId, KvVariant};
 use strand_engine::store::{Codec, SavedFile};
 use strand_engine::{
-    DiskSetup, Engine, EnginePlan, Event, IoDone, IoJob, Request, Restore, Reuse, Segment,
+    DiskSetup, Engine, EnginePlan, Error, Event, IoDone, IoJob, Request, Restore, Reuse, Segment,
     SegmentKv, TierSetup,
 };
 
@@ -170,4 +170,21 @@ fn without_room_anywhere_it_is_computed() {
     assert_eq!(setting.host_rows(), 0);
     let found = setting.finish();
     assert_eq!(found[1], Reuse { disk: LEN, encoded: LEN + 3, ..Reuse::default() }, "{found:?}");
+}
+
+#[test]
+fn files_that_could_not_be_erased_are_used_again() {
+    let mut setting = Setting::new(12, 64);
+    for result in [Err(Error::FilesFailed), Ok(())] {
+        let is_kept = result.is_err();
+        let (_, ticket) = setting.engine.erase(id(0), None);
+        let ticket = ticket.expect("there is a disk");
+        assert!(matches!(setting.engine.take_jobs()[..], [IoJob::Erase { .. }]));
+        let tiers = |setting: &Setting| {
+            setting.engine.residency(vec![segment(0)], "", KvVariant::Lossless).unwrap()[0]
+        };
+        assert!(!tiers(&setting).disk, "nobody reads what is being erased");
+        setting.engine.io_done(IoDone::Erased { ticket, result });
+        assert_eq!(tiers(&setting).disk, is_kept);
+    }
 }

@@ -200,13 +200,13 @@ impl Tiers {
         entry.since + entry.uses as f64 * cost / entry.bytes.max(1) as f64
     }
 
-    /// Forgets a chunk's KV everywhere. Returns what the host held.
-    pub fn erase(&mut self, kv: &KvOf) -> Vec<KvId> {
-        self.disk.retain(|_, file| file.chunk != kv.chunk || !kv.has_tenant(&file.tenant));
-        self.forget(kv)
+    /// Forgets what the disk holds of a chunk, and returns it.
+    pub fn forget_files(&mut self, kv: &KvOf) -> Vec<DiskFile> {
+        let is_of = |file: &DiskFile| file.chunk == kv.chunk && kv.has_tenant(&file.tenant);
+        self.disk.extract_if(|_, file| is_of(file)).map(|(_, file)| file).collect()
     }
 
-    /// The same, but for the disk.
+    /// Forgets what the host holds of a chunk, and returns it.
     pub fn forget(&mut self, kv: &KvOf) -> Vec<KvId> {
         let in_host = self.host.values().filter(|entry| entry.segment.is_of(kv));
         let gone: Vec<KvId> = in_host.map(|entry| entry.segment.kv).collect();
@@ -279,14 +279,17 @@ mod tests {
     }
 
     #[test]
-    fn erased_is_erased_everywhere() {
+    fn a_chunk_is_forgotten_for_whom_it_was_asked() {
         let mut tiers = Tiers::new(200, 1000.0);
         let a = KvSegment::of_token(1, 10, 0);
         tiers.put_host(a.clone(), 100);
         tiers.put_disk(DiskFile { kv: a.kv, chunk: a.chunk, tenant: String::new(), bytes: 70 });
-        assert!(tiers.erase(&KvOf::new(a.chunk, Some("another\0"))).is_empty());
+        let anothers = KvOf::new(a.chunk, Some("another\0"));
+        assert!(tiers.forget(&anothers).is_empty() && tiers.forget_files(&anothers).is_empty());
         assert_eq!((tiers.disk_bytes(), tiers.in_host(a.kv)), (70, true));
-        assert_eq!(tiers.erase(&KvOf::new(a.chunk, None)), [a.kv]);
+        let everybodys = KvOf::new(a.chunk, None);
+        assert_eq!(tiers.forget(&everybodys), [a.kv]);
+        assert_eq!(tiers.forget_files(&everybodys).len(), 1);
         assert!(!tiers.in_host(a.kv) && !tiers.on_disk(a.kv));
         assert_eq!(tiers.host_bytes(), 0);
     }

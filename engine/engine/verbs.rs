@@ -90,16 +90,16 @@ impl<R: Runner> Engine<R> {
     /// from the disk, with its text: a tenant's, whose salt this is, or everybody's. Requests that
     /// use it now go on.
     pub fn erase(&mut self, chunk: ChunkId, salt: Option<&str>) -> (Erased, Option<Ticket>) {
-        let kv = KvOf::new(chunk, salt);
-        let (blocks, in_host) = self.scheduler.erase(&kv);
-        in_host.into_iter().for_each(|kv| self.tiering.remove(kv));
+        let erased = self.forget(chunk, salt);
         let ticket = self.tiering.has_disk().then(|| self.ticket());
         if let Some(ticket) = ticket {
-            for (kv, waiting) in self.tiering.erase(ticket, kv) {
+            let kv = KvOf::new(chunk, salt);
+            let files = self.scheduler.tiers_mut().forget_files(&kv);
+            for (kv, waiting) in self.tiering.erase(ticket, kv, files) {
                 waiting.into_iter().for_each(|id| self.scheduler.loaded(id, kv));
             }
         }
-        (Erased { blocks }, ticket)
+        (erased, ticket)
     }
 
     /// Makes a chunk's KV unfindable in the pool and the host; files stay.
@@ -133,7 +133,14 @@ impl<R: Runner> Engine<R> {
                 }
                 ticket.map(|ticket| (ticket, Outcome::Saved(result)))
             }
-            IoDone::Erased { ticket, result } => Some((ticket, Outcome::Erased(result))),
+            IoDone::Erased { ticket, result } => {
+                let files = self.tiering.erased(ticket);
+                if result.is_err() {
+                    let tiers = self.scheduler.tiers_mut();
+                    files.into_iter().for_each(|file| tiers.put_disk(file));
+                }
+                Some((ticket, Outcome::Erased(result)))
+            }
         }
     }
 
