@@ -17,6 +17,8 @@ pub enum Error {
     },
     #[error("{op}: {what} is {found}, must be {expected}")]
     Value { op: &'static str, what: String, found: i64, expected: String },
+    #[error("{what}: {reason}")]
+    Device { what: String, reason: String },
 }
 
 impl Error {
@@ -29,6 +31,11 @@ impl Error {
     ) -> Self {
         let found = found.try_into().unwrap_or(i64::MAX);
         Self::Value { op, what: what.into(), found, expected: expected.into() }
+    }
+
+    /// What a device could not do, and why.
+    pub(crate) fn device(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Device { what: what.into(), reason: reason.into() }
     }
 }
 

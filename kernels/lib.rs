@@ -21,6 +21,7 @@ mod dtype;
 mod embedding;
 mod error;
 mod filter_view;
+pub mod gpu;
 mod isa;
 mod linear;
 pub mod math;

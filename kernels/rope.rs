@@ -47,6 +47,11 @@ impl RotaryTable {
         2 * self.half
     }
 
+    /// cos and sin of all positions, one after another.
+    pub(crate) fn values(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// cos and sin of each pair at a position, both times the attention factor.
     #[inline(always)]
     pub fn angles(&self, position: usize) -> (&[f32], &[f32]) {
