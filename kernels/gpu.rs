@@ -27,6 +27,8 @@ mod sample;
 mod cuda;
 #[cfg(feature = "cuda-emulator")]
 mod emulated;
+#[cfg(all(test, feature = "cuda-emulator"))]
+mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

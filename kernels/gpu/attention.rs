@@ -242,7 +242,7 @@ impl Partials {
 /// The splits of rows that decode attention works on, listed on the device once per step and
 /// sliding window: a captured step needs no numbers of the host.
 pub struct SplitPlan {
-    /// Two u32 each: row, split.
+    /// Four u32 each: row, split, its first entry, and one that is unused.
     items: Buffer,
     /// u32: the first item of each row, and the number of items.
     starts: Buffer,
@@ -261,7 +261,7 @@ impl SplitPlan {
         if !matches!(split, 64 | 128 | 256 | 512) {
             return Err(Error::value("split_plan", "split", split, "64, 128, 256 or 512"));
         }
-        let items = gpu.alloc(max_items.max(1) * 8)?;
+        let items = gpu.alloc(max_items.max(1) * 16)?;
         let starts = gpu.alloc((max_rows + 1) * 4)?;
         Ok(Self { items, starts, max_rows, max_items, split })
     }
@@ -318,25 +318,48 @@ impl SplitPlan {
             None => 0,
         };
         let count = if row_sequence.is_some() { 0 } else { rows };
-        let [_, _, _, num_keys] = tables.addresses(OP, count)?;
+        let [entries, table_starts, num_entries, num_keys] = tables.addresses(OP, count)?;
+        let positions_at = positions.operand((OP, "positions"), rows, 4, 4)?;
         let [items, starts] = self.slices();
+        let (items_at, starts_at) = (items.address(), starts.address());
+        let (split, window) = (u64::from(self.split), sliding_window.map_or(0, u64::from));
+        let max_splits = max_keys.div_ceil(self.split as usize);
+        let row_sequence = row_sequence.unwrap_or(positions);
+        let mut slices = vec![row_sequence, positions, &items, &starts];
+        slices.extend(tables.slices());
         let args = [
             sequences,
-            positions.operand((OP, "positions"), rows, 4, 4)?,
+            positions_at,
             num_keys,
-            items.address(),
-            starts.address(),
+            items_at,
+            starts_at,
             rows as u64,
-            max_keys.div_ceil(self.split as usize) as u64,
-            u64::from(self.split),
-            sliding_window.map_or(0, u64::from),
+            max_splits as u64,
+            split,
+            window,
         ];
         let launch =
-            Launch { kernel: "split_plan", grid: [1, 1, 1], block: 1024, shared: 132, args: &args };
-        let row_sequence = row_sequence.unwrap_or(positions);
-        let slices = [row_sequence, positions, &tables.num_keys, &items, &starts];
-        // SAFETY: the kernel's arguments; a row writes at most `max_keys / split` items, for
-        // which there is room.
+            Launch { kernel: "split_plan", grid: [1, 1, 1], block: 1024, shared: 128, args: &args };
+        // SAFETY: the kernel's arguments; a row writes at most `max_splits` items, for which
+        // there is room.
+        unsafe { gpu.launch(&launch, &slices)? };
+        let args = [
+            sequences,
+            positions_at,
+            entries,
+            table_starts,
+            num_entries,
+            num_keys,
+            items_at,
+            starts_at,
+            rows as u64,
+            split,
+            window,
+        ];
+        let blocks = (rows * max_splits).div_ceil(128).min(gpu.multiprocessors() as usize * 4);
+        let grid = [blocks as u32, 1, 1];
+        let launch = Launch { kernel: "split_entries", grid, block: 128, shared: 0, args: &args };
+        // SAFETY: the kernel's arguments; it reads and writes the items of the launch before.
         unsafe { gpu.launch(&launch, &slices) }
     }
 }

@@ -63,8 +63,7 @@ impl FilterView<'_> {
             num_keys,
         ];
         let grid = [count as u32, 1, 1];
-        let launch =
-            Launch { kernel: "filter_view", grid, block: 256, shared: 2 * 9 * 4, args: &args };
+        let launch = Launch { kernel: "filter_view", grid, block: 256, shared: 32, args: &args };
         let mut slices = vec![self.pages, self.starts, self.ends];
         slices.extend(self.tables.slices());
         // SAFETY: the kernel's arguments; pages outside `max_pages` are left out.

@@ -55,8 +55,14 @@ impl Buffer {
     }
 }
 
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer of {} bytes", self.len())
+    }
+}
+
 /// A part of a buffer, which it keeps.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Slice {
     buffer: Buffer,
     start: usize,
@@ -135,12 +141,13 @@ impl Slice {
 /// A place in a stream's work.
 pub struct Event {
     driver: Arc<dyn Driver>,
+    stream: Stream,
     id: u64,
 }
 
 impl Event {
     pub(super) fn record(driver: &Arc<dyn Driver>, stream: Stream) -> Result<Self, Error> {
-        Ok(Self { driver: driver.clone(), id: driver.record(stream)? })
+        Ok(Self { driver: driver.clone(), stream, id: driver.record(stream)? })
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -230,12 +237,10 @@ impl Pinned {
     }
 }
 
-/// Keeps the list short: one stream's events come in order, and there are two streams.
+/// Keeps the last event of each stream: it comes behind those before.
 fn push(events: &Mutex<Vec<Event>>, event: Event) {
     let mut events = events.lock().unwrap_or_else(PoisonError::into_inner);
-    if events.len() >= 64 {
-        wait_for(&mut events);
-    }
+    events.retain(|before| before.stream != event.stream);
     events.push(event);
 }
 

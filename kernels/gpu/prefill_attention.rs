@@ -1,7 +1,7 @@
 //! Attention of many rows of a sequence over paged KV: tiles of rows against tiles of keys.
 //!
-//! The formula is that of [`crate::PagedAttention`] with a running maximum (Dao, "FlashAttention-2",
-//! 2023) instead of splits. The query turns to each run of equal delta; tiles of keys end where a
+//! The formula is that of [`crate::PagedAttention`] with a running maximum (Dao,
+//! "FlashAttention-2", 2023) instead of splits. The query turns to each run of equal delta; tiles of keys end where a
 //! run ends. For the deterministic mode there is [`super::DecodeAttention`], which takes any rows.
 
 use super::{AttentionShape, Float, Gpu, Launch, Partials, Rotary, Slice, Tables};

@@ -95,7 +95,7 @@ void prepare(Fiber& fiber, size_t index) {
     fiber.done = false;
     unsigned char* top = block.stacks + (index + 1) * STACK;
 #if defined(__x86_64__)
-    void** stack = reinterpret_cast<void**>(top) - 2;
+    void** stack = reinterpret_cast<void**>(top) - 3;  // so that `body` finds it as behind a call
     *--stack = reinterpret_cast<void*>(&body);
     stack -= 6;  // the registers, whatever they hold
     fiber.stack_pointer = stack;

@@ -1,0 +1,373 @@
+// Attention of single rows over paged keys: a block takes one split of a row's keys and up to
+// eight query heads of one KV head; `merge_partials` puts the splits together.
+//
+// The products run on matrix instructions with keys (or the dimensions of values) as rows and query
+// heads as the eight columns, so that grouped heads cost nothing and K and V are read once. A lane
+// loads 16 bytes of a row straight into registers, in the shape the instruction wants: which
+// dimension stands in which place of a sum does not matter, if the query stands alike.
+//
+// With g = lane / 4 and c = lane % 4:
+// - scores: lane (g, c) loads of the keys g and g + 8 of a tile the chunks c, c + 4, .. of eight
+//   dimensions; a chunk feeds two instructions;
+// - values: lane (g, c) loads of the keys 2c, 2c + 1, 2c + 8, 2c + 9 the chunks g, g + 8, ..; two
+//   keys' numbers of one dimension are put beside each other with byte_perm.
+//
+// Order of sums, whatever else runs and however keys lie in blocks: a score by dimensions; the sum
+// of weights by lanes and a tree; a value by its warp's keys in tiles of 16, then over warps.
+#include "tables.cuh"
+
+constexpr int WARPS = 8;
+constexpr int HEADS = 8;
+constexpr int TILE = 16;
+
+// Words of a lane for a part of K: of dimensions 32s + 8c .. + 7.
+template <int D> constexpr int SCORE_CHUNKS = (D + 31) / 32;
+// And of V: of dimensions 64z + 8g .. + 7.
+template <int D> constexpr int VALUE_CHUNKS = (D + 63) / 64;
+
+template <class T> struct Decode {
+    const T *q, *k_cache, *v_cache;
+    const TableEntry* entries;
+    const unsigned *table_starts, *num_entries, *num_keys, *row_sequence, *positions;
+    const float *cos, *sin;
+    unsigned max_position;
+    const SplitItem* items;
+    const unsigned* starts;
+    float2* stats;
+    float* outs;
+    unsigned rows, heads, kv_heads;
+    int64_t q_stride;
+    unsigned slots, split, window;
+    float scale, cap;
+};
+
+// Parts of the block's shared memory.
+template <int D> struct Shared {
+    float* q;         // (HEADS, D), not rotated
+    unsigned* rows;   // (split) rows of the cache
+    int* deltas;      // (split)
+    float* weights;   // (HEADS, stride): scores in units of log 2, then weights
+    float* partials;  // (WARPS, HEADS, D), where the weights were
+    float2* stats;    // (HEADS) maximum and sum
+    unsigned* bad;    // whether an entry points outside the cache or the rotations
+    unsigned stride;
+
+    DEVICE Shared(unsigned char* memory, unsigned split) {
+        q = reinterpret_cast<float*>(memory);
+        stats = reinterpret_cast<float2*>(q + HEADS * D);
+        bad = reinterpret_cast<unsigned*>(stats + HEADS);
+        rows = bad + 4;
+        deltas = reinterpret_cast<int*>(rows + split);
+        weights = reinterpret_cast<float*>(deltas + split);
+        partials = weights;
+        stride = split + 8;
+    }
+};
+
+// The query of head g, turned by `delta`, in the shape of a matrix instruction's b.
+template <class T, int D>
+DEVICE void turn_query(const Shared<D>& shared, const Decode<T>& op, int64_t position,
+                       unsigned (&query)[SCORE_CHUNKS<D>][4]) {
+    int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    const float* head = shared.q + g * D;
+    for (int s = 0; s < SCORE_CHUNKS<D>; s++) {
+        int dim = 32 * s + 8 * c;
+        if (dim >= D) {
+            for (int i = 0; i < 4; i++) query[s][i] = 0;
+            continue;
+        }
+        bool low = dim < D / 2;
+        int pair = low ? dim : dim - D / 2;
+        const float* cos = op.cos + position * (D / 2) + pair;
+        const float* sin = op.sin + position * (D / 2) + pair;
+        float turned[8];
+        for (int i = 0; i < 8; i++) {
+            float a = head[pair + i], b = head[pair + D / 2 + i];
+            turned[i] = low ? fmaf(a, cos[i], -(b * sin[i])) : fmaf(b, cos[i], a * sin[i]);
+        }
+        for (int i = 0; i < 4; i++) query[s][i] = pack<T>(turned[2 * i], turned[2 * i + 1]);
+    }
+}
+
+// Lists rows and deltas of the keys [start, end).
+template <class T, int D>
+DEVICE void list_keys(const Shared<D>& shared, const Decode<T>& op, const TableEntry* entries,
+                      unsigned count, unsigned entry, unsigned start, unsigned end,
+                      unsigned position) {
+    for (unsigned base = entry; base < count; base += blockDim.x) {
+        unsigned i = base + threadIdx.x;
+        if (i < count && entries[i].first < end) {
+            TableEntry found = entries[i];
+            unsigned first = max(found.first, start);
+            unsigned last = min(found.first + found.num_valid, end);
+            int64_t turned = int64_t(position) - found.delta;
+            bool inside = uint64_t(found.row) + found.num_valid <= op.slots && turned >= 0 &&
+                          turned < op.max_position;
+            if (!inside) *shared.bad = 1;
+            for (unsigned key = first; key < last; key++) {
+                shared.rows[key - start] = inside ? found.row + (key - found.first) : 0;
+                shared.deltas[key - start] = inside ? found.delta : static_cast<int>(position);
+            }
+        }
+        unsigned next = base + blockDim.x;
+        if (next >= count || entries[next].first >= end) break;
+    }
+}
+
+// Scores of this warp's tiles, for all heads.
+template <class T, int D>
+DEVICE void score(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head, unsigned keys,
+                  unsigned position) {
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    unsigned query[SCORE_CHUNKS<D>][4];
+    bool turned = false;
+    int turned_by = 0;
+    for (unsigned tile = warp * TILE; tile < keys; tile += WARPS * TILE) {
+        // Lanes past the last key read it once more; their scores are thrown away.
+        unsigned last = keys - 1;
+        unsigned key[2] = {min(tile + g, last), min(tile + g + 8, last)};
+        int delta[2] = {shared.deltas[key[0]], shared.deltas[key[1]]};
+        uint4 words[2][SCORE_CHUNKS<D>];
+        for (int half = 0; half < 2; half++) {
+            int64_t row = int64_t(shared.rows[key[half]]) * op.kv_heads + kv_head;
+            const T* from = op.k_cache + row * D + 8 * c;
+            for (int s = 0; s < SCORE_CHUNKS<D>; s++) {
+                bool real = 32 * s + 8 * c < D;
+                words[half][s] = real ? load_once(from + 32 * s) : make_uint4(0, 0, 0, 0);
+            }
+        }
+        int first = shared.deltas[tile];
+        bool mixed = __any_sync(FULL_WARP, delta[0] != first || delta[1] != first);
+        int before = first;
+        for (unsigned i = 0; i < (mixed ? TILE : 1); i++) {
+            int by = shared.deltas[min(tile + i, last)];
+            if (i > 0 && by == before) continue;
+            before = by;
+            if (!turned || by != turned_by) {
+                turn_query<T, D>(shared, op, int64_t(position) - by, query);
+                turned = true;
+                turned_by = by;
+            }
+            float sum[4] = {0, 0, 0, 0};
+            for (int s = 0; s < SCORE_CHUNKS<D>; s++) {
+                const uint4 &a = words[0][s], &b = words[1][s];
+                const unsigned left[4] = {a.x, b.x, a.y, b.y}, right[4] = {a.z, b.z, a.w, b.w};
+                const unsigned q_left[2] = {query[s][0], query[s][1]};
+                const unsigned q_right[2] = {query[s][2], query[s][3]};
+                mma<T>(sum, left, q_left);
+                mma<T>(sum, right, q_right);
+            }
+            for (int n = 0; n < 4; n++) {
+                unsigned place = tile + g + 8 * (n / 2);
+                float value = sum[n] * op.scale;
+                if (op.cap != 0) value = op.cap * tanhf(value / op.cap);
+                if (delta[n / 2] == by) {
+                    float* to = shared.weights + (2 * c + n % 2) * shared.stride + place;
+                    *to = place < keys ? value * LOG2_E : MINUS_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+// Scores to weights, head by head; what was rounded is what is summed.
+template <class T, int D> DEVICE void weigh(const Shared<D>& shared, unsigned padded) {
+    int head = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float* row = shared.weights + head * shared.stride;
+    float best = MINUS_INFINITY, sum = 0;
+    for (unsigned i = lane; i < padded; i += 32) best = fmaxf(best, row[i]);
+    best = warp_max(best);
+    for (unsigned i = lane; i < padded; i += 32) {
+        float weight = widen(narrow<T>(exp2_fast(row[i] - best)));
+        row[i] = weight;
+        sum += weight;
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) shared.stats[head] = make_float2(best, sum);
+}
+
+// The part of V this lane needs of a tile.
+template <class T, int D>
+DEVICE void load_values(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head,
+                        unsigned keys, unsigned tile, uint4 (&words)[4][VALUE_CHUNKS<D>]) {
+    int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    for (int n = 0; n < 4; n++) {
+        unsigned key = min(tile + 2 * c + n % 2 + 8 * (n / 2), keys - 1);
+        int64_t row = int64_t(shared.rows[key]) * op.kv_heads + kv_head;
+        const T* from = op.v_cache + row * D + 8 * g;
+        for (int z = 0; z < VALUE_CHUNKS<D>; z++) {
+            bool real = 64 * z + 8 * g < D;
+            words[n][z] = real ? load_once(from + 64 * z) : make_uint4(0, 0, 0, 0);
+        }
+    }
+}
+
+DEVICE unsigned word_of(const uint4& words, int i) {
+    return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+}
+
+// sum[z][i][n]: n / 2 picks dimension 64z + 8g + 2i or the next, n % 2 head 2c or the next.
+template <class T, int D>
+DEVICE void add_values(const Shared<D>& shared, unsigned tile,
+                       const uint4 (&words)[4][VALUE_CHUNKS<D>],
+                       float (&sum)[VALUE_CHUNKS<D>][4][4]) {
+    int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    const float* row = shared.weights + g * shared.stride + tile + 2 * c;
+    const unsigned weights[2] = {pack<T>(row[0], row[1]), pack<T>(row[8], row[9])};
+    for (int z = 0; z < VALUE_CHUNKS<D>; z++) {
+        for (int i = 0; i < 4; i++) {
+            unsigned x[4];
+            for (int n = 0; n < 4; n++) x[n] = word_of(words[n][z], i);
+            const unsigned values[4] = {
+                __byte_perm(x[0], x[1], 0x5410), __byte_perm(x[0], x[1], 0x7632),
+                __byte_perm(x[2], x[3], 0x5410), __byte_perm(x[2], x[3], 0x7632)};
+            mma<T>(sum[z][i], values, weights);
+        }
+    }
+}
+
+template <class T, int D>
+DEVICE void write_partials(const Shared<D>& shared, const Decode<T>& op, unsigned item,
+                           unsigned head, unsigned heads,
+                           const float (&sum)[VALUE_CHUNKS<D>][4][4]) {
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    float* own = shared.partials + warp * HEADS * D;
+    for (int z = 0; z < VALUE_CHUNKS<D>; z++) {
+        for (int i = 0; i < 4; i++) {
+            int dim = 64 * z + 8 * g + 2 * i;
+            if (dim >= D) continue;
+            for (int n = 0; n < 4; n++) own[(2 * c + n % 2) * D + dim + n / 2] = sum[z][i][n];
+        }
+    }
+    __syncthreads();
+    int64_t place = int64_t(item) * op.heads + head;
+    for (unsigned i = threadIdx.x; i < heads * D; i += blockDim.x) {
+        float total = 0;
+        for (int w = 0; w < WARPS; w++) total += shared.partials[w * HEADS * D + i];
+        op.outs[place * D + i] = total;
+    }
+    if (threadIdx.x < heads) {
+        float2 stats = shared.stats[threadIdx.x];
+        if (*shared.bad != 0) stats.y = __uint_as_float(0x7fffffff);
+        op.stats[place + threadIdx.x] = stats;
+    }
+}
+
+template <class T, int D>
+DEVICE void decode_item(const Shared<D>& shared, const Decode<T>& op, unsigned index,
+                        unsigned kv_head, unsigned first_head, unsigned heads) {
+    SplitItem item = op.items[index];
+    unsigned sequence = op.row_sequence ? op.row_sequence[item.row] : item.row;
+    unsigned position = op.positions[item.row];
+    Visible visible = visible_keys(position, op.num_keys[sequence], op.window);
+    unsigned start = visible.first + item.split * op.split;
+    unsigned end = min(start + op.split, visible.end), keys = end - start;
+
+    const T* q = op.q + item.row * op.q_stride + int64_t(first_head) * D;
+    for (unsigned i = threadIdx.x; i < HEADS * D; i += blockDim.x) {
+        shared.q[i] = i < heads * D ? widen(q[i]) : 0;
+    }
+    if (threadIdx.x == 0) *shared.bad = 0;
+    __syncthreads();
+    list_keys<T, D>(shared, op, op.entries + op.table_starts[sequence], op.num_entries[sequence],
+                    item.entry, start, end, position);
+    __syncthreads();
+    score<T, D>(shared, op, kv_head, keys, position);
+
+    unsigned tile = threadIdx.x / 32 * TILE;
+    uint4 words[4][VALUE_CHUNKS<D>];
+    if (tile < keys) load_values<T, D>(shared, op, kv_head, keys, tile, words);
+    __syncthreads();
+    weigh<T, D>(shared, (keys + TILE - 1) / TILE * TILE);
+    __syncthreads();
+    float sum[VALUE_CHUNKS<D>][4][4] = {};
+    while (tile < keys) {
+        add_values<T, D>(shared, tile, words, sum);
+        tile += WARPS * TILE;
+        if (tile < keys) load_values<T, D>(shared, op, kv_head, keys, tile, words);
+    }
+    __syncthreads();
+    write_partials<T, D>(shared, op, index, first_head, heads, sum);
+    __syncthreads();
+}
+
+template <class T, int D> DEVICE void decode_attention(const Decode<T>& op) {
+    SHARED(memory);
+    Shared<D> shared(memory, op.split);
+    unsigned group = op.heads / op.kv_heads, groups = (group + HEADS - 1) / HEADS;
+    int64_t work = int64_t(op.starts[op.rows]) * op.kv_heads * groups;
+    for (int64_t i = blockIdx.x; i < work; i += gridDim.x) {
+        unsigned part = i % groups, kv_head = i / groups % op.kv_heads;
+        unsigned head = kv_head * group + part * HEADS, heads = min(group - part * HEADS, unsigned(HEADS));
+        decode_item<T, D>(shared, op, i / groups / op.kv_heads, kv_head, head, heads);
+    }
+}
+
+// A row's items in ascending order; out (rows, heads, d). A block per row and head.
+template <class T>
+DEVICE void merge_partials(const float2* stats, const float* outs, const unsigned* starts,
+                           unsigned stride, T* out, unsigned heads, unsigned dim) {
+    int64_t row = blockIdx.y, head = blockIdx.x;
+    int64_t first = starts ? starts[row] : row * stride;
+    int64_t end = starts ? starts[row + 1] : first + stride;
+    for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) {
+        float best = MINUS_INFINITY, sum = 0, value = 0;
+        for (int64_t item = first; item < end; item++) {
+            float2 part = stats[item * heads + head];
+            // Nothing visible in this part.
+            if (part.x == MINUS_INFINITY && part.y == 0) continue;
+            float next = outs[(item * heads + head) * dim + i];
+            float larger = fmaxf(best, part.x);
+            float before = exp2_fast(best - larger), now = exp2_fast(part.x - larger);
+            sum = fmaf(sum, before, part.y * now);
+            value = fmaf(value, before, next * now);
+            best = larger;
+        }
+        out[(row * heads + head) * dim + i] = narrow<T>(sum == 0 ? 0 : value / sum);
+    }
+}
+
+KERNEL merge_partials_bf16(const float2* stats, const float* outs, const unsigned* starts,
+                           unsigned stride, Bf16* out, unsigned heads, unsigned dim) {
+    merge_partials(stats, outs, starts, stride, out, heads, dim);
+}
+KERNEL merge_partials_f16(const float2* stats, const float* outs, const unsigned* starts,
+                          unsigned stride, F16* out, unsigned heads, unsigned dim) {
+    merge_partials(stats, outs, starts, stride, out, heads, dim);
+}
+
+#define DECODE(name, T, D, blocks)                                                                 \
+    KERNEL __launch_bounds__(WARPS * 32, blocks)                                                   \
+        name(const T* q, const T* k, const T* v, const TableEntry* entries,                        \
+             const unsigned* table_starts, const unsigned* num_entries, const unsigned* num_keys,  \
+             const unsigned* row_sequence, const unsigned* positions, const float* cos,            \
+             const float* sin, unsigned max_position, const SplitItem* items,                      \
+             const unsigned* starts, float2* stats, float* outs, unsigned rows, unsigned heads,    \
+             unsigned kv_heads, int64_t q_stride, unsigned slots, unsigned split, unsigned window, \
+             float scale, float cap) {                                                             \
+        Decode<T> op = {q,         k,        v,         entries,  table_starts, num_entries, num_keys, \
+                        row_sequence, positions, cos,   sin,      max_position, items,   starts,   \
+                        stats,     outs,     rows,      heads,    kv_heads,     q_stride, slots,   \
+                        split,     window,   scale,     cap};                                      \
+        decode_attention<T, D>(op);                                                                \
+    }
+DECODE(decode_attention_bf16_16, Bf16, 16, 2)
+DECODE(decode_attention_bf16_32, Bf16, 32, 2)
+DECODE(decode_attention_bf16_64, Bf16, 64, 2)
+DECODE(decode_attention_bf16_96, Bf16, 96, 2)
+DECODE(decode_attention_bf16_128, Bf16, 128, 2)
+DECODE(decode_attention_bf16_256, Bf16, 256, 1)
+DECODE(decode_attention_f16_16, F16, 16, 2)
+DECODE(decode_attention_f16_32, F16, 32, 2)
+DECODE(decode_attention_f16_64, F16, 64, 2)
+DECODE(decode_attention_f16_96, F16, 96, 2)
+DECODE(decode_attention_f16_128, F16, 128, 2)
+DECODE(decode_attention_f16_256, F16, 256, 1)
+
+KERNELS(decode_attention, ENTRY(merge_partials_bf16), ENTRY(merge_partials_f16),
+        ENTRY(decode_attention_bf16_16), ENTRY(decode_attention_bf16_32),
+        ENTRY(decode_attention_bf16_64), ENTRY(decode_attention_bf16_96),
+        ENTRY(decode_attention_bf16_128), ENTRY(decode_attention_bf16_256),
+        ENTRY(decode_attention_f16_16), ENTRY(decode_attention_f16_32),
+        ENTRY(decode_attention_f16_64), ENTRY(decode_attention_f16_96),
+        ENTRY(decode_attention_f16_128), ENTRY(decode_attention_f16_256))
