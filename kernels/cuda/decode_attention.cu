@@ -64,15 +64,21 @@ template <int D> struct Shared {
     }
 };
 
-// The query of head g, turned by `delta`, in the shape of a matrix instruction's b.
+// The query of head g, turned to `position`, in the shape of a matrix instruction's b.
 template <class T, int D>
 DEVICE void turn_query(const Shared<D>& shared, const Decode<T>& op, int64_t position,
                        unsigned (&query)[SCORE_CHUNKS<D>][4]) {
     int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     const float* head = shared.q + g * D;
+    if (position < 0 || position >= op.max_position) {
+        *shared.bad = 1;
+        position = 0;
+    }
+#pragma unroll
     for (int s = 0; s < SCORE_CHUNKS<D>; s++) {
         int dim = 32 * s + 8 * c;
         if (dim >= D) {
+#pragma unroll
             for (int i = 0; i < 4; i++) query[s][i] = 0;
             continue;
         }
@@ -81,36 +87,13 @@ DEVICE void turn_query(const Shared<D>& shared, const Decode<T>& op, int64_t pos
         const float* cos = op.cos + position * (D / 2) + pair;
         const float* sin = op.sin + position * (D / 2) + pair;
         float turned[8];
+#pragma unroll
         for (int i = 0; i < 8; i++) {
             float a = head[pair + i], b = head[pair + D / 2 + i];
             turned[i] = low ? fmaf(a, cos[i], -(b * sin[i])) : fmaf(b, cos[i], a * sin[i]);
         }
+#pragma unroll
         for (int i = 0; i < 4; i++) query[s][i] = pack<T>(turned[2 * i], turned[2 * i + 1]);
-    }
-}
-
-// Lists rows and deltas of the keys [start, end).
-template <class T, int D>
-DEVICE void list_keys(const Shared<D>& shared, const Decode<T>& op, const TableEntry* entries,
-                      unsigned count, unsigned entry, unsigned start, unsigned end,
-                      unsigned position) {
-    for (unsigned base = entry; base < count; base += blockDim.x) {
-        unsigned i = base + threadIdx.x;
-        if (i < count && entries[i].first < end) {
-            TableEntry found = entries[i];
-            unsigned first = max(found.first, start);
-            unsigned last = min(found.first + found.num_valid, end);
-            int64_t turned = int64_t(position) - found.delta;
-            bool inside = uint64_t(found.row) + found.num_valid <= op.slots && turned >= 0 &&
-                          turned < op.max_position;
-            if (!inside) *shared.bad = 1;
-            for (unsigned key = first; key < last; key++) {
-                shared.rows[key - start] = inside ? found.row + (key - found.first) : 0;
-                shared.deltas[key - start] = inside ? found.delta : static_cast<int>(position);
-            }
-        }
-        unsigned next = base + blockDim.x;
-        if (next >= count || entries[next].first >= end) break;
     }
 }
 
@@ -128,9 +111,11 @@ DEVICE void score(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head
         unsigned key[2] = {min(tile + g, last), min(tile + g + 8, last)};
         int delta[2] = {shared.deltas[key[0]], shared.deltas[key[1]]};
         uint4 words[2][SCORE_CHUNKS<D>];
+#pragma unroll
         for (int half = 0; half < 2; half++) {
             int64_t row = int64_t(shared.rows[key[half]]) * op.kv_heads + kv_head;
             const T* from = op.k_cache + row * D + 8 * c;
+#pragma unroll
             for (int s = 0; s < SCORE_CHUNKS<D>; s++) {
                 bool real = 32 * s + 8 * c < D;
                 words[half][s] = real ? load_once(from + 32 * s) : make_uint4(0, 0, 0, 0);
@@ -149,6 +134,7 @@ DEVICE void score(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head
                 turned_by = by;
             }
             float sum[4] = {0, 0, 0, 0};
+#pragma unroll
             for (int s = 0; s < SCORE_CHUNKS<D>; s++) {
                 const uint4 &a = words[0][s], &b = words[1][s];
                 const unsigned left[4] = {a.x, b.x, a.y, b.y}, right[4] = {a.z, b.z, a.w, b.w};
@@ -157,6 +143,7 @@ DEVICE void score(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head
                 mma<T>(sum, left, q_left);
                 mma<T>(sum, right, q_right);
             }
+#pragma unroll
             for (int n = 0; n < 4; n++) {
                 unsigned place = tile + g + 8 * (n / 2);
                 float value = sum[n] * op.scale;
@@ -191,10 +178,12 @@ template <class T, int D>
 DEVICE void load_values(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head,
                         unsigned keys, unsigned tile, uint4 (&words)[4][VALUE_CHUNKS<D>]) {
     int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+#pragma unroll
     for (int n = 0; n < 4; n++) {
         unsigned key = min(tile + 2 * c + n % 2 + 8 * (n / 2), keys - 1);
         int64_t row = int64_t(shared.rows[key]) * op.kv_heads + kv_head;
         const T* from = op.v_cache + row * D + 8 * g;
+#pragma unroll
         for (int z = 0; z < VALUE_CHUNKS<D>; z++) {
             bool real = 64 * z + 8 * g < D;
             words[n][z] = real ? load_once(from + 64 * z) : make_uint4(0, 0, 0, 0);
@@ -214,9 +203,12 @@ DEVICE void add_values(const Shared<D>& shared, unsigned tile,
     int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     const float* row = shared.weights + g * shared.stride + tile + 2 * c;
     const unsigned weights[2] = {pack<T>(row[0], row[1]), pack<T>(row[8], row[9])};
+#pragma unroll
     for (int z = 0; z < VALUE_CHUNKS<D>; z++) {
+#pragma unroll
         for (int i = 0; i < 4; i++) {
             unsigned x[4];
+#pragma unroll
             for (int n = 0; n < 4; n++) x[n] = word_of(words[n][z], i);
             const unsigned values[4] = {
                 __byte_perm(x[0], x[1], 0x5410), __byte_perm(x[0], x[1], 0x7632),
@@ -232,10 +224,13 @@ DEVICE void write_partials(const Shared<D>& shared, const Decode<T>& op, unsigne
                            const float (&sum)[VALUE_CHUNKS<D>][4][4]) {
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     float* own = shared.partials + warp * HEADS * D;
+#pragma unroll
     for (int z = 0; z < VALUE_CHUNKS<D>; z++) {
+#pragma unroll
         for (int i = 0; i < 4; i++) {
             int dim = 64 * z + 8 * g + 2 * i;
             if (dim >= D) continue;
+#pragma unroll
             for (int n = 0; n < 4; n++) own[(2 * c + n % 2) * D + dim + n / 2] = sum[z][i][n];
         }
     }
@@ -243,6 +238,7 @@ DEVICE void write_partials(const Shared<D>& shared, const Decode<T>& op, unsigne
     int64_t place = int64_t(item) * op.heads + head;
     for (unsigned i = threadIdx.x; i < heads * D; i += blockDim.x) {
         float total = 0;
+#pragma unroll
         for (int w = 0; w < WARPS; w++) total += shared.partials[w * HEADS * D + i];
         op.outs[place * D + i] = total;
     }
@@ -269,8 +265,8 @@ DEVICE void decode_item(const Shared<D>& shared, const Decode<T>& op, unsigned i
     }
     if (threadIdx.x == 0) *shared.bad = 0;
     __syncthreads();
-    list_keys<T, D>(shared, op, op.entries + op.table_starts[sequence], op.num_entries[sequence],
-                    item.entry, start, end, position);
+    list_keys(op.entries + op.table_starts[sequence], op.num_entries[sequence], item.entry, start,
+              end, op.slots, shared.rows, shared.deltas, shared.bad, shared.bad + 1);
     __syncthreads();
     score<T, D>(shared, op, kv_head, keys, position);
 

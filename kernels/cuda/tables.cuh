@@ -47,3 +47,27 @@ DEVICE unsigned find_entry(const TableEntry* entries, unsigned count, unsigned k
     }
     return low;
 }
+
+// Lists the keys [start, end), of which `entry` holds the first: their rows of the cache, and by how
+// much queries turn for them. Rows outside the cache become row 0 and set `bad`. `next` becomes the
+// entry that holds key `end`. For all threads of a block; a barrier comes behind it.
+DEVICE void list_keys(const TableEntry* entries, unsigned count, unsigned entry, unsigned start,
+                      unsigned end, unsigned slots, unsigned* rows, int* deltas, unsigned* bad,
+                      unsigned* next) {
+    for (unsigned base = entry; base < count; base += blockDim.x) {
+        unsigned i = base + threadIdx.x;
+        if (i < count && entries[i].first < end) {
+            TableEntry found = entries[i];
+            unsigned first = max(found.first, start), found_end = found.first + found.num_valid;
+            bool inside = uint64_t(found.row) + found.num_valid <= slots;
+            if (!inside) *bad = 1;
+            for (unsigned key = first; key < min(found_end, end); key++) {
+                rows[key - start] = inside ? found.row + (key - found.first) : 0;
+                deltas[key - start] = found.delta;
+            }
+            if (found_end >= end) *next = found_end == end ? i + 1 : i;
+        }
+        unsigned following = base + blockDim.x;
+        if (following >= count || entries[following].first >= end) break;
+    }
+}

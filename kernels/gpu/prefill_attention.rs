@@ -1,17 +1,18 @@
 //! Attention of many rows of a sequence over paged KV: tiles of rows against tiles of keys.
 //!
 //! The formula is that of [`crate::PagedAttention`] with a running maximum (Dao,
-//! "FlashAttention-2", 2023) instead of splits. The query turns to each run of equal delta; tiles of keys end where a
-//! run ends. For the deterministic mode there is [`super::DecodeAttention`], which takes any rows.
+//! "FlashAttention-2", 2023) instead of splits. The query turns to each run of equal delta; tiles
+//! of keys end where a run ends. For the deterministic mode there is [`super::DecodeAttention`],
+//! which takes any rows.
 
 use super::{AttentionShape, Float, Gpu, Launch, Partials, Rotary, Slice, Tables};
 use crate::error::Error;
 
 const OP: &str = "prefill_attention";
-/// Rows of a tile: of (row, head) pairs, since the heads that share K and V share tiles.
-const TILE: usize = 128;
 /// Keys of a tile; parts of the key range are multiples of it.
 const KEYS: usize = 64;
+/// Keys whose rows a block lists at a time.
+const LIST: usize = 1024;
 /// Parts the key range is cut in at most.
 const MAX_PARTS: usize = 32;
 const BLOCK: u32 = 128;
@@ -62,7 +63,8 @@ impl PrefillAttention<'_> {
         let [entries, starts, num_entries, num_keys] =
             self.tables.addresses(OP, self.num_sequences)?;
         let width = shape.num_heads * shape.head_dim;
-        let tiles = (self.max_rows * (shape.num_heads / shape.kv_heads)).div_ceil(TILE);
+        let tiles =
+            (self.max_rows * (shape.num_heads / shape.kv_heads)).div_ceil(pairs(shape.head_dim));
         let parts = self.parts(gpu, tiles);
         let part_keys = self.max_keys.div_ceil(parts).next_multiple_of(KEYS);
         let [stats, outs] = self.partials.slices();
@@ -125,8 +127,13 @@ impl PrefillAttention<'_> {
     }
 }
 
+/// (row, head) pairs of a tile: the heads that share K and V share tiles.
+fn pairs(head_dim: usize) -> usize {
+    if head_dim > 128 { 64 } else { 128 }
+}
+
 /// As `prefill_attention.cu` lays its shared memory out.
 fn shared_bytes(head_dim: usize) -> u32 {
-    let row = (head_dim.max(64)) * Float::SIZE;
-    ((TILE + 2 * KEYS) * row + KEYS * 4) as u32
+    let row = head_dim.next_power_of_two().max(64) * Float::SIZE;
+    ((pairs(head_dim) + 2 * KEYS) * row + LIST * 8 + pairs(head_dim) * 8 + 32) as u32
 }

@@ -70,7 +70,7 @@ impl SampleRows<'_> {
         ];
         let grid = [self.rows as u32, 1, 1];
         // Histograms of 256 masses and counts, and what warps tell each other.
-        let shared = 256 * 12 + 32 * 16 + 64;
+        let shared = 256 * 12 + 32 * 8 + 64;
         let launch = Launch { kernel: OP, grid, block: BLOCK, shared, args: &args };
         // SAFETY: the kernel's arguments, each as long as it reads or writes.
         unsafe { gpu.launch(&launch, &[self.logits, self.params, self.tokens]) }

@@ -3,6 +3,8 @@
 mod attention;
 mod elementwise;
 mod memory;
+mod product;
+mod sample;
 
 use super::{Buffer, Float, Gpu};
 use half::{bf16, f16};

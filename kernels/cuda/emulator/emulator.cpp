@@ -163,9 +163,9 @@ void finish_shuffle(Fiber* warp) {
 }
 
 void finish_vote(Fiber* warp) {
-    bool any = false;
-    for (int i = 0; i < 32; i++) any |= *static_cast<const bool*>(warp[i].in);
-    for (int i = 0; i < 32; i++) *static_cast<bool*>(warp[i].out) = any;
+    unsigned votes = 0;
+    for (int i = 0; i < 32; i++) votes |= unsigned(*static_cast<const bool*>(warp[i].in)) << i;
+    for (int i = 0; i < 32; i++) *static_cast<unsigned*>(warp[i].out) = votes;
 }
 
 // m16n8k16, with the lanes' shares as the PTX manual draws them: with g = lane / 4, c = lane % 4
@@ -248,8 +248,8 @@ unsigned shuffle(unsigned value, int source_lane) {
     return out;
 }
 
-bool vote_any(bool value) {
-    bool out;
+unsigned vote(bool value) {
+    unsigned out;
     wait_at(Collective::vote, &value, &out, &finish_vote);
     return out;
 }

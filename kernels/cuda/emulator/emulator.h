@@ -65,7 +65,7 @@ extern thread_local unsigned char* shared_memory;
 void wait_at(Collective what, const void* in, void* out, void (*finish)(Fiber* warp));
 
 unsigned shuffle(unsigned value, int source_lane);
-bool vote_any(bool value);
+unsigned vote(bool value);
 void copy_async(void* to, const void* from, int bytes, int zeros);
 void commit();
 void wait_but(unsigned last);
@@ -132,11 +132,23 @@ template <class T> static inline T __shfl_up_sync(unsigned mask, T value, int di
     int source = emulator::lane() - distance;
     return __shfl_sync(mask, value, source < 0 ? emulator::lane() : source);
 }
-static inline bool __any_sync(unsigned, bool value) { return emulator::vote_any(value); }
+static inline unsigned __ballot_sync(unsigned, bool value) { return emulator::vote(value); }
+static inline bool __any_sync(unsigned, bool value) { return emulator::vote(value) != 0; }
+static inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
 
 template <class T> static inline T atomicAdd(T* place, T value) {
     T before = *place;
     *place = before + value;
+    return before;
+}
+template <class T> static inline T atomicMin(T* place, T value) {
+    T before = *place;
+    if (value < before) *place = value;
+    return before;
+}
+template <class T> static inline T atomicMax(T* place, T value) {
+    T before = *place;
+    if (before < value) *place = value;
     return before;
 }
 template <class T> static inline T __ldg(const T* place) { return *place; }

@@ -238,6 +238,33 @@ impl<'a> Placed<'a> {
         .unwrap();
         download(gpu, self.case.float, &out)
     }
+
+    /// Attention of the rows of sequences `[start, start + count)`; elsewhere the result is NaN.
+    fn prefill(&self, (start, count): (usize, usize), room: usize) -> Vec<f32> {
+        let (gpu, cu) = (self.gpu, &self.scene.op.cu_seqlens_q);
+        let lengths = (start..start + count).map(|i| cu[i + 1] - cu[i]);
+        let first = cu[start] as usize;
+        let out = gpu.alloc(self.case.rows() * self.case.heads * self.case.dim * 2).unwrap();
+        PrefillAttention {
+            q: &self.q.all(),
+            k_cache: &self.k.all(),
+            v_cache: &self.v.all(),
+            tables: &self.tables.at(start),
+            cu_seqlens_q: &self.cu_seqlens_q.at(4 * start),
+            positions: &self.positions.all(),
+            rotary: &self.rotary,
+            partials: &Partials::new(gpu, room, self.case.heads, self.case.dim).unwrap(),
+            out: &out.all(),
+            shape: self.shape(),
+            num_sequences: count,
+            rows: (first, cu[start + count] as usize - first),
+            max_rows: lengths.max().unwrap() as usize,
+            max_keys: 1600,
+        }
+        .launch(gpu)
+        .unwrap();
+        download(gpu, self.case.float, &out)
+    }
 }
 
 fn tables(gpu: &Gpu, views: &[Vec<PageEntry>], block_size: usize) -> Tables {
@@ -293,6 +320,84 @@ fn check_decode(case: &Case) {
     let what = format!("{} heads on {} of {}", case.heads, case.kv_heads, case.dim);
     assert_close(&expected, &first, tolerance(case.float), &what);
     assert_same_bits(&first, &second, "threads in another order");
+}
+
+/// Prefill attention in one part and in several is near the reference, and the same with threads
+/// backwards.
+#[track_caller]
+fn check_prefill(case: &Case) {
+    let scene = scene(case, 51);
+    let expected = scene.reference();
+    let what = format!("{} heads on {} of {}", case.heads, case.kv_heads, case.dim);
+    for room in [1, 8 * case.rows()] {
+        let [first, second] = gpus()
+            .map(|gpu| Placed::new(&gpu, case, &scene).prefill((0, case.sequences.len()), room));
+        assert_close(&expected, &first, tolerance(case.float), &format!("{what}, room {room}"));
+        assert_same_bits(&first, &second, "threads in another order");
+    }
+}
+
+#[test]
+fn prefilling_equals_the_reference_over_shapes() {
+    for (heads, kv_heads, dim) in
+        [(1, 1, 16), (4, 2, 16), (3, 1, 32), (14, 2, 64), (2, 2, 96), (10, 1, 128), (2, 1, 256)]
+    {
+        for float in [Float::Bf16, Float::F16] {
+            check_prefill(&Case { heads, kv_heads, dim, float, ..Case::new(75, 53..75) });
+        }
+    }
+    check_prefill(&Case { dim: 64, ..Case::new(150, 0..150) });
+}
+
+#[test]
+fn prefilling_equals_the_reference_over_moved_and_filtered_segments() {
+    for (window, soft_cap) in
+        [(None, None), (Some(50), None), (Some(560), Some(1.5)), (Some(1), None)]
+    {
+        check_prefill(&Case { window, soft_cap, ..Case::moved(600..706) });
+    }
+    check_prefill(&Case::moved([0, 1, 31, 36, 37, 100, 657, 705]));
+    let one_by_one = (0..140).map(|i| (1, 3 * i, i % 3 > 0)).collect();
+    let sequences = vec![(one_by_one, (20..93).collect())];
+    check_prefill(&Case { sequences, ..Case::new(0, []) });
+    check_prefill(&Case::new(1500, 1460..1500));
+}
+
+#[test]
+fn a_range_of_sequences_is_prefilled_and_no_other_row_written() {
+    let sequences = vec![
+        (vec![(9, 0, true)], vec![8]),
+        (vec![(70, 0, true)], (5..70).collect()),
+        (vec![(3, 0, true)], (0..3).collect()),
+        (vec![(9, 2, true)], vec![8, 7]),
+    ];
+    let case = Case { sequences, ..Case::new(0, []) };
+    let built = scene(&case, 52);
+    let (expected, width) = (built.reference(), case.heads * case.dim);
+    let gpu = Gpu::emulated(MEMORY);
+    for room in [1, 600] {
+        let found = Placed::new(&gpu, &case, &built).prefill((1, 2), room);
+        let own = width..69 * width;
+        assert_close(&expected[own.clone()], &found[own], tolerance(case.float), "these");
+        assert!(found[..width].iter().chain(&found[69 * width..]).all(|x| x.is_nan()));
+    }
+}
+
+#[test]
+fn no_bit_of_a_prefilled_row_depends_on_blocks_or_rows_beside() {
+    let case = Case::moved(640..706);
+    let built = scene(&case, 53);
+    let gpu = Gpu::emulated(MEMORY);
+    let expected = Placed::new(&gpu, &case, &built).prefill((0, 1), 1);
+    for (block_size, offset) in [(1, 0), (8, 3), (64, 63)] {
+        let case = Case { block_size, offset, ..case.clone() };
+        let found = Placed::new(&gpu, &case, &scene(&case, 53)).prefill((0, 1), 1);
+        assert_same_bits(&expected[..66 * 64], &found[..66 * 64], "other blocks");
+    }
+    let mut placed = Placed::new(&gpu, &case, &built);
+    placed.cu_seqlens_q = upload_u32(&gpu, &[60, 66]);
+    let found = placed.prefill((0, 1), 1);
+    assert_same_bits(&expected[60 * 64..66 * 64], &found[60 * 64..66 * 64], "fewer rows");
 }
 
 #[test]
