@@ -56,9 +56,10 @@ KERNEL filter_view(const Page* pages, const unsigned* starts, const unsigned* en
 }
 
 // One block for all rows: their splits, one after another.
-KERNEL split_plan(const unsigned* row_sequence, const unsigned* positions, const unsigned* num_keys,
-                  SplitItem* items, unsigned* starts, unsigned rows, unsigned max_splits,
-                  unsigned split, unsigned window) {
+KERNEL __launch_bounds__(1024)
+    split_plan(const unsigned* row_sequence, const unsigned* positions, const unsigned* num_keys,
+               SplitItem* items, unsigned* starts, unsigned rows, unsigned max_splits,
+               unsigned split, unsigned window) {
     SHARED(scratch);
     unsigned base = 0;
     for (unsigned first = 0; first < rows; first += blockDim.x) {

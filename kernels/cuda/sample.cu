@@ -233,7 +233,8 @@ DEVICE unsigned draw(const float* logits, unsigned vocab, float best, const Samp
     return find_by_id(vocab, shared, place.ties, tie);
 }
 
-KERNEL sample_rows(const float* logits, const SampleRow* rows, unsigned* tokens, unsigned vocab) {
+KERNEL __launch_bounds__(WARPS * 32)
+    sample_rows(const float* logits, const SampleRow* rows, unsigned* tokens, unsigned vocab) {
     SHARED(memory);
     Shared shared(memory);
     SampleRow row = rows[blockIdx.x];

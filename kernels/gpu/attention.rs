@@ -7,6 +7,9 @@ use crate::rope::RotaryTable;
 /// Widths of heads there are kernels for.
 const HEAD_DIMS: [usize; 6] = [16, 32, 64, 96, 128, 256];
 
+/// Rows of a launch: what a grid has of blocks in its second direction.
+pub(super) const MAX_ROWS: usize = 65_535;
+
 /// The numbers of an attention layer.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
@@ -287,6 +290,10 @@ impl SplitPlan {
     ) -> Result<usize, Error> {
         if rows > self.max_rows {
             let expected = format!("at most the plan's {}", self.max_rows);
+            return Err(Error::value(op, "the number of rows", rows, expected));
+        }
+        if rows > MAX_ROWS {
+            let expected = format!("at most {MAX_ROWS}");
             return Err(Error::value(op, "the number of rows", rows, expected));
         }
         let items = self.items_for(rows, max_keys);

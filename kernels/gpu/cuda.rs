@@ -177,8 +177,15 @@ fn attribute(device: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<i3
 }
 
 fn load(image: &[u8], what: &str) -> Result<sys::CUmodule, Error> {
-    // SAFETY: a fat binary says its own length; it is compiled into the program.
-    unsafe { result::module::load_data(image.as_ptr().cast()) }.because(what)
+    // The driver reads words of its header.
+    let mut aligned = vec![0u64; image.len().div_ceil(8)];
+    for (word, bytes) in aligned.iter_mut().zip(image.chunks(8)) {
+        let mut padded = [0; 8];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        *word = u64::from_le_bytes(padded);
+    }
+    // SAFETY: a fat binary says its own length, and the driver copies it.
+    unsafe { result::module::load_data(aligned.as_ptr().cast()) }.because(what)
 }
 
 fn open_blas(
@@ -228,7 +235,7 @@ unsafe impl Driver for Cuda {
     fn free(&self, address: u64) {
         // A device that failed has no memory to give back.
         // SAFETY: from `alloc`; the driver waits for what uses it.
-        drop(self.enter().map(|()| unsafe { result::free_sync(address) }));
+        self.enter().map(|()| unsafe { result::free_sync(address) }.ok()).ok();
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8, Error> {
@@ -243,7 +250,7 @@ unsafe impl Driver for Cuda {
 
     fn free_pinned(&self, address: *mut u8) {
         // SAFETY: from `alloc_pinned`; the owner has waited for the copies.
-        drop(self.enter().map(|()| unsafe { result::free_host(address.cast()) }));
+        self.enter().map(|()| unsafe { result::free_host(address.cast()) }.ok()).ok();
     }
 
     unsafe fn upload(
@@ -371,7 +378,7 @@ unsafe impl Driver for Cuda {
 
     fn free_event(&self, event: u64) {
         // SAFETY: the event is one of `record`'s, and nobody has it any more.
-        drop(self.enter().map(|()| unsafe { result::event::destroy(event as sys::CUevent) }));
+        self.enter().map(|()| unsafe { result::event::destroy(event as sys::CUevent) }.ok()).ok();
     }
 
     fn synchronize(&self, stream: Stream) -> Result<(), Error> {
@@ -411,30 +418,30 @@ unsafe impl Driver for Cuda {
     }
 
     fn free_graph(&self, graph: u64) {
-        drop(self.synchronize(Stream::Compute));
+        self.synchronize(Stream::Compute).ok();
         // SAFETY: the graph is one of `end_capture`'s, and nobody has it any more.
-        drop(self.enter().map(|()| unsafe { result::graph::exec_destroy(graph as _) }));
+        self.enter().map(|()| unsafe { result::graph::exec_destroy(graph as _) }.ok()).ok();
     }
 }
 
 impl Drop for Cuda {
     fn drop(&mut self) {
         // A device that failed takes nothing back; the process goes on without it.
-        drop(self.enter());
+        self.enter().ok();
         let handle = *self.blas.get_mut().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: nobody uses cuBLAS any more.
-        drop(unsafe { blas::destroy_handle(handle) });
+        unsafe { blas::destroy_handle(handle) }.ok();
         // SAFETY: cuBLAS was the only user.
-        drop(unsafe { result::free_sync(self.workspace) });
+        unsafe { result::free_sync(self.workspace) }.ok();
         for module in &self.modules {
             // SAFETY: no kernel runs: memory is freed before, which waits.
-            drop(unsafe { result::module::unload(*module) });
+            unsafe { result::module::unload(*module) }.ok();
         }
         for stream in [self.compute, self.copy] {
             // SAFETY: the stream is our own.
-            drop(unsafe { result::stream::destroy(stream) });
+            unsafe { result::stream::destroy(stream) }.ok();
         }
         // SAFETY: retained in `open`.
-        drop(unsafe { result::primary_ctx::release(self.device) });
+        unsafe { result::primary_ctx::release(self.device) }.ok();
     }
 }

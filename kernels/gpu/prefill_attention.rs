@@ -5,6 +5,7 @@
 //! of keys end where a run ends. For the deterministic mode there is [`super::DecodeAttention`],
 //! which takes any rows.
 
+use super::attention::MAX_ROWS;
 use super::{AttentionShape, Float, Gpu, Launch, Partials, Rotary, Slice, Tables};
 use crate::error::Error;
 
@@ -122,7 +123,8 @@ impl PrefillAttention<'_> {
         let useful = self.max_keys.div_ceil(4 * KEYS);
         let room = self.partials.items() / self.rows.1;
         let parts = wanted.min(useful).min(room).clamp(1, MAX_PARTS);
-        let fits = self.partials.check(OP, parts * self.rows.1, &self.shape).is_ok();
+        let fits = self.rows.1 <= MAX_ROWS
+            && self.partials.check(OP, parts * self.rows.1, &self.shape).is_ok();
         if fits { parts } else { 1 }
     }
 }

@@ -1,6 +1,6 @@
 //! Between the fused product and attention, in one pass: norms per head, rotation, KV write.
 
-use super::attention::word;
+use super::attention::{MAX_ROWS, word};
 use super::{AttentionShape, Float, Gpu, Launch, Rotary, Slice};
 use crate::error::Error;
 
@@ -36,6 +36,10 @@ impl RopeStore<'_> {
         if shape.q_stride < width {
             let expected = format!("at least {width}: q, k and v side by side");
             return Err(Error::value(OP, "q_stride", shape.q_stride, expected));
+        }
+        if rows > MAX_ROWS {
+            let expected = format!("at most {MAX_ROWS}");
+            return Err(Error::value(OP, "the number of rows", rows, expected));
         }
         let positions = self.rotary.check(OP, shape.head_dim)?;
         let values = rows.checked_sub(1).map_or(0, |before| before * shape.q_stride + width);
@@ -74,9 +78,6 @@ impl RopeStore<'_> {
         let (q, k) = self.qk_norm.map_or((self.qkv, self.qkv), |(q, k, _)| (q, k));
         let (positions, slots) = (self.stored_positions, self.slot_mapping);
         let slices = [self.qkv, q, k, &cos, &sin, positions, slots, self.k_cache, self.v_cache];
-        if rows > 65_535 {
-            return Err(Error::value(OP, "the number of rows", rows, "at most 65535"));
-        }
         // SAFETY: the kernel's arguments, each as long as it reads or writes; it checks slots and
         // positions against the numbers given.
         unsafe { gpu.launch(&launch, &slices) }
