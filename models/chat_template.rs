@@ -62,6 +62,10 @@ pub enum Content {
     Parts(Vec<Value>),
 }
 
+/// Instructions of one rendering: far more than the longest conversation needs, and over
+/// in a second or two where a model's template loops for longer.
+const FUEL: u64 = 10_000_000;
+
 /// The names under which the text of thinking travels, the preferred one first.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
@@ -186,6 +190,7 @@ impl ChatTemplate {
             .build()
             .expect("the default delimiters are valid");
         environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -305,6 +310,22 @@ mod tests {
         assert!(error.to_string().contains("no system text"), "{error}");
         let broken = ChatTemplate::new("{% if %}", &BTreeMap::new());
         assert!(broken.is_err());
+    }
+
+    #[test]
+    fn a_template_that_would_never_end_is_given_up() {
+        let loops =
+            "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
+        // before any message in one model's file, behind the first in another's
+        for source in [loops.to_owned(), format!("{{% for m in messages %}}{loops}{{% endfor %}}")]
+        {
+            let said =
+                Conversation { messages: vec![Message::new("user", "x")], ..Default::default() };
+            let rendered = ChatTemplate::new(&source, &BTreeMap::new());
+            let rendered = rendered.and_then(|template| template.render(&said));
+            let error = rendered.expect_err("it is given up").to_string();
+            assert!(error.contains("fuel"), "{error}");
+        }
     }
 
     #[test]

@@ -164,6 +164,31 @@ impl Index {
         Ok(true)
     }
 
+    /// Replaces what is said of a chunk, as far as it is said anew. False where there is none.
+    pub fn set_about(
+        &self,
+        id: ChunkId,
+        tags: Option<&[String]>,
+        metadata: Option<&str>,
+    ) -> Result<bool, StoreError> {
+        if self.chunk_info(id)?.is_none() {
+            return Ok(false);
+        }
+        self.change(|transaction| {
+            if let Some(tags) = tags {
+                let query = "DELETE FROM chunk_tags WHERE tenant = ? AND id = ?";
+                transaction.execute(query, params![self.tenant, id.as_bytes()])?;
+                tags.iter().try_for_each(|tag| insert_tag(transaction, &self.tenant, id, tag))?;
+            }
+            if let Some(metadata) = metadata {
+                let query = "UPDATE chunks SET metadata = ? WHERE tenant = ? AND id = ?";
+                transaction.execute(query, params![metadata, self.tenant, id.as_bytes()])?;
+            }
+            Ok(())
+        })?;
+        Ok(true)
+    }
+
     /// Those that have a chunk's text or KV.
     pub fn tenants_of(&self, id: ChunkId) -> Result<Vec<String>, StoreError> {
         let query = "SELECT tenant FROM chunks WHERE id = ?1

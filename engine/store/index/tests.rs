@@ -47,6 +47,15 @@ fn tags_are_sorted_and_kept_once() {
     let info = index.chunk_info(id).unwrap().unwrap();
     assert_eq!((info.tags, info.text_bytes), (vec!["a".to_owned(), "b".to_owned()], 7));
     assert!(!index.add_tag(ChunkId::of(b"none"), "a").unwrap());
+    let about = || {
+        let info = index.chunk_info(id).unwrap().unwrap();
+        (info.tags, info.metadata)
+    };
+    assert!(index.set_about(id, Some(&["c".to_owned()]), None).unwrap());
+    assert_eq!(about(), (vec!["c".to_owned()], None));
+    assert!(index.set_about(id, None, Some("{}")).unwrap());
+    assert_eq!(about(), (vec!["c".to_owned()], Some("{}".to_owned())));
+    assert!(!index.set_about(ChunkId::of(b"none"), Some(&[]), None).unwrap());
 }
 
 #[test]
