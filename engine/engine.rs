@@ -19,6 +19,7 @@ use crate::config::EnginePlan;
 use crate::error::Error;
 use crate::grammar::{Guide, MaskWorkers};
 use crate::output::OutputText;
+use crate::queue_times::QueueTimes;
 use crate::request::{Event, FinishReason, Request, Restore, Reuse, Segment};
 use crate::scheduler::{Restored, Scheduler, SchedulerLimits};
 use crate::sequence::{RequestId, Roots, Rules, Sequence, SequenceId};
@@ -77,6 +78,8 @@ pub enum Outcome {
 /// The part of a live sequence that the scheduler doesn't know.
 struct Choice {
     request: RequestId,
+    /// It has been part of a step.
+    runs: bool,
     text: OutputText,
     guide: Option<Guide>,
     /// Of the hidden states so far, where they were asked for.
@@ -94,6 +97,8 @@ struct Counters {
 #[derive(Debug, Default)]
 pub struct Step {
     pub events: Vec<(RequestId, Event)>,
+    /// Requests whose first rows were in it, a choice at a time.
+    pub begun: Vec<RequestId>,
     /// Tokens of prompts (and of what is computed again) in the step.
     pub prefill_tokens: usize,
     /// Tokens of sequences that were one token behind.
@@ -137,6 +142,8 @@ pub struct Stats {
     /// Time of steps; one that did both counts by its share of tokens.
     pub prefill_seconds: f64,
     pub decode_seconds: f64,
+    /// From a request's arrival to its first step.
+    pub queue_times: QueueTimes,
 }
 
 impl<R: Runner> Engine<R> {
@@ -198,8 +205,10 @@ impl<R: Runner> Engine<R> {
                 Sequence::new(sequence_id, choice, request, &rules, &roots, block_size);
             let text = OutputText::new(self.tokenizer.as_ref(), &sequence.tokens, &request.limits);
             let guide = request.limits.grammar.clone().map(Guide::new);
-            self.choices
-                .insert(sequence_id, Choice { request: id, text, guide, mean: Mean::default() });
+            self.choices.insert(
+                sequence_id,
+                Choice { request: id, runs: false, text, guide, mean: Mean::default() },
+            );
             if choice == 0 {
                 // later choices find what the first has fetched
                 self.fetch(&mut sequence, request.restore);
@@ -304,7 +313,7 @@ impl<R: Runner> Engine<R> {
             return step;
         }
         self.counters.steps += 1;
-        self.count_tokens(&batch, &mut step);
+        self.count_rows(&batch, &mut step);
         self.hand_out_masks(&mut batch);
         let outputs = match self.runner.run(&batch) {
             Ok(outputs) => outputs,
@@ -333,8 +342,12 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn count_tokens(&self, batch: &Batch, step: &mut Step) {
+    fn count_rows(&mut self, batch: &Batch, step: &mut Step) {
         for row in &batch.rows {
+            let choice = self.choices.get_mut(&row.id).expect("every live sequence is here");
+            if !std::mem::replace(&mut choice.runs, true) {
+                step.begun.push(choice.request);
+            }
             let decodes = row.tokens.len() == 1 && row.start > 0;
             *(if decodes { &mut step.decode_tokens } else { &mut step.prefill_tokens }) +=
                 row.tokens.len();

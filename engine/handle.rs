@@ -22,6 +22,7 @@ use crate::engine::{Engine, Outcome, Stats};
 use crate::error::Error;
 use crate::grammar::Grammars;
 use crate::io::{IoFiles, IoThreads};
+use crate::queue_times::QueueTimes;
 use crate::request::{Event, Request, Segment};
 use crate::sequence::RequestId;
 use crate::store::{Codec, SavedFile};
@@ -268,6 +269,9 @@ struct EngineLoop<R> {
     commands: mpsc::Receiver<Command>,
     io: Option<IoThreads>,
     listeners: HashMap<RequestId, mpsc::Sender<Event>>,
+    /// When those came that have not run yet.
+    arrived: HashMap<RequestId, Instant>,
+    queue_times: QueueTimes,
     pending: HashMap<Ticket, Pending>,
     started: Instant,
     prefill_seconds: f64,
@@ -283,6 +287,8 @@ impl<R: Runner> EngineLoop<R> {
             commands,
             io,
             listeners: HashMap::new(),
+            arrived: HashMap::new(),
+            queue_times: QueueTimes::default(),
             pending: HashMap::new(),
             started: Instant::now(),
             prefill_seconds: 0.0,
@@ -319,6 +325,7 @@ impl<R: Runner> EngineLoop<R> {
             Command::Submit { request, events } => match self.engine.submit(&request) {
                 Ok(id) => {
                     self.listeners.insert(id, events);
+                    self.arrived.insert(id, Instant::now());
                 }
                 // A receiver that is gone already wants no answer.
                 Err(error) => drop(events.try_send(Event::Failed(error))),
@@ -406,6 +413,9 @@ impl<R: Runner> EngineLoop<R> {
             self.engine.set_encode_speed(self.prefill_tokens as f64 / self.prefill_seconds);
         }
         self.decode_tokens += step.decode_tokens as u64;
+        for arrived in step.begun.iter().filter_map(|id| self.arrived.remove(id)) {
+            self.queue_times.observe(start - arrived);
+        }
         for (id, event) in step.events {
             let Some(listener) = self.listeners.get(&id) else { continue };
             match listener.try_send(event) {
@@ -416,6 +426,7 @@ impl<R: Runner> EngineLoop<R> {
         }
         let engine = &self.engine;
         self.listeners.retain(|&id, _| engine.is_alive(id));
+        self.arrived.retain(|&id, _| engine.is_alive(id));
     }
 
     fn stats(&self) -> Stats {
@@ -424,6 +435,7 @@ impl<R: Runner> EngineLoop<R> {
             decode_seconds: self.decode_seconds,
             prefill_tokens: self.prefill_tokens,
             decode_tokens: self.decode_tokens,
+            queue_times: self.queue_times,
             ..self.engine.stats()
         }
     }

@@ -20,6 +20,7 @@ pub mod load;
 mod machine;
 pub mod model_runner;
 mod output;
+mod queue_times;
 pub mod request;
 pub mod scheduler;
 mod segment_kv;
@@ -37,6 +38,7 @@ pub use error::Error;
 pub use grammar::{Grammar, GrammarSpec, Grammars};
 pub use handle::{EngineHandle, EventStream, ModelFacts};
 pub use load::{load, start};
+pub use queue_times::QueueTimes;
 pub use request::{
     Event, Exactness, FinishReason, Limits, Request, Restore, Reuse, Segment, num_blocks,
 };
