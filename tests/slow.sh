@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # What takes too long for every run of the suite: thousands of histories, hundreds of kills, ten
-# minutes of many clients.
-# Prints what was run, on what, and how it ended; results are kept in tests/results/.
+# minutes of many clients, hundreds of probes of who has what, minutes of fuzzing, and other
+# people's judges of the server. Prints what was run, on what, and how it ended; results are kept
+# in tests/results/.
+#
+#     tests/slow.sh [STEP...]      [default: histories processes soak timing fuzz judges]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
@@ -12,9 +15,32 @@ grep -m1 'model name' /proc/cpuinfo
 run() {
     printf '\n== %s\n' "$*"
     env "${@:2}" cargo test --locked --workspace --test tests -- --nocapture "$1" 2>/dev/null |
-        grep -E '^(test |[0-9]+ histories|[0-9]+ kills|[0-9]+ clients|test result)'
+        grep -E '^(test |[0-9]+ histories|[0-9]+ kills|[0-9]+ clients|[a-z]+: [0-9]+ probes|test result)'
 }
 
-run histories STRAND_HISTORIES="${HISTORIES:-2000}"
-run processes STRAND_KILLS="${KILLS:-300}"
-run server_soak STRAND_SOAK_SECONDS="${SOAK_SECONDS:-600}"
+# Needs nightly's coverage and `cargo install cargo-fuzz`; its findings lie in fuzz/artifacts.
+fuzz() {
+    local target=${CARGO_TARGET_DIR:-target}/fuzz seconds=${FUZZ_SECONDS:-300} found
+    printf '\n== fuzz requests FUZZ_SECONDS=%s\n' "$seconds"
+    command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
+    found=$(mktemp -d)
+    # what it finds on the way is not for the repository: the corpus stays as it is
+    cargo +nightly fuzz run --sanitizer none --target-dir "$target" requests \
+        "$found" fuzz/corpus/requests -- -max_total_time="$seconds" -max_len=65536 -timeout=10 \
+        -print_final_stats=1 2>&1 | grep -E '^(stat::|Done|#[0-9]+.*(INITED|DONE)|.*(panicked|ERROR))'
+    rm -rf "$found"
+}
+
+for step in "${@:-histories processes soak timing fuzz judges}"; do
+    for name in $step; do
+        case $name in
+        histories) run histories STRAND_HISTORIES="${HISTORIES:-2000}" ;;
+        processes) run processes STRAND_KILLS="${KILLS:-300}" ;;
+        soak) run server_soak STRAND_SOAK_SECONDS="${SOAK_SECONDS:-600}" ;;
+        timing) run server_timing STRAND_PROBES="${PROBES:-500}" ;;
+        fuzz) fuzz ;;
+        judges) printf '\n== judges\n' && tests/clients/judges.sh ;;
+        *) echo "there is no step $name" >&2 && exit 2 ;;
+        esac
+    done
+done

@@ -4,27 +4,10 @@
 # package-lock.json pin, beside the build; a second run finds it there.
 #
 #     tests/clients/run.sh [PROGRAM]      [default: what the tests are built with]
-set -euo pipefail
 cd "$(dirname "$0")"
-here=$PWD
-target=${CARGO_TARGET_DIR:-$here/../../target}
-mkdir -p "$target"
-work=$(cd "$target" && pwd)/clients
+. ./serve.sh
 
-program=${1:-}
-if [ -z "$program" ]; then
-    cargo build --locked --quiet --workspace --manifest-path ../../Cargo.toml
-    program=$target/debug/strand
-fi
-program=$(realpath "$program")
-
-# a folder is complete when it holds the list that it was made from
-if ! cmp -s requirements.txt "$work/venv/requirements.txt"; then
-    rm -rf "$work/venv"
-    python3 -m venv "$work/venv"
-    "$work/venv/bin/pip" install --quiet --no-compile --only-binary :all: -r requirements.txt
-    cp requirements.txt "$work/venv/"
-fi
+installed venv requirements.txt
 if ! cmp -s package-lock.json "$work/node/installed.json"; then
     rm -rf "$work/node"
     mkdir -p "$work/node"
@@ -37,29 +20,7 @@ cp clients.mjs "$work/node/"
 
 # litellm has a list of prices, and would look for a newer one
 export LITELLM_LOCAL_MODEL_COST_MAP=True
-data=$(mktemp -d)
-key=key-of-a-test-$$
-"$program" serve --addr 127.0.0.1:0 --api-key "$key" --data-dir "$data" 2>"$data/log" &
-server=$!
-stop() {
-    kill "$server" 2>/dev/null || true
-    wait "$server" 2>/dev/null || true
-    rm -rf "$data"
-}
-trap stop EXIT
-
-address=
-for _ in $(seq 600); do
-    address=$(sed -n 's/^listening on //p' "$data/log")
-    [ -n "$address" ] && break
-    kill -0 "$server" 2>/dev/null || break
-    sleep 0.1
-done
-if [ -z "$address" ]; then
-    echo "the server did not start:" >&2
-    cat "$data/log" >&2
-    exit 1
-fi
+serve
 
 failed=0
 "$work/venv/bin/python" clients.py "$address" "$key" || failed=1
