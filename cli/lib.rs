@@ -25,6 +25,8 @@ mod sampling;
 mod server;
 mod settings;
 
+pub use server::reading;
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt;

@@ -132,6 +132,28 @@ mod tests {
     }
 
     #[test]
+    fn the_file_in_the_readme_has_every_option_of_the_server() {
+        let readme = include_str!("../README.md");
+        let block = readme.split("```toml\n").nth(1).expect("there is a file in it");
+        let text = block.split("```").next().expect("a block ends");
+        let file = parse_file(text).expect("its options are known");
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("there is a server");
+        let options = serve.get_arguments().filter(|arg| arg.get_help_heading() == Some(SERVER));
+        let options: Vec<&str> = options.filter_map(Arg::get_long).collect();
+        let mut named: Vec<&str> = file.keys().map(String::as_str).collect();
+        named.sort_by_key(|name| options.iter().position(|option| option == name));
+        assert_eq!(named, options);
+        let cli = with_file(&["strand", "serve", "--max-n", "3"], text).unwrap();
+        let Task::Serve(args) = cli.command else { panic!("not serve") };
+        let server = args.server;
+        assert_eq!((server.max_n, server.max_queue, server.max_body), (3, 1024, 32 << 20));
+        assert_eq!(server.api_key, ["secret", "another"]);
+        assert_eq!((server.max_per_minute, server.allow_no_key), (Some(600), false));
+        assert_eq!((args.library.max_chunks, args.library.max_chunk_bytes), (10_000, 1 << 30));
+    }
+
+    #[test]
     fn the_file_does_not_touch_the_workload_of_a_bench() {
         let cli = with_file(&["strand", "bench", "throughput"], "temperature = 0.1").unwrap();
         let Task::Bench(crate::args::BenchCommand::Throughput(args)) = cli.command else {

@@ -34,8 +34,12 @@ mod server_errors;
 mod server_guard;
 mod server_keys;
 mod server_life;
+mod server_reading;
 mod server_responses;
 mod server_soak;
 mod server_structured;
+mod server_timing;
+#[cfg(feature = "otel")]
+mod server_traces;
 mod simulation;
 mod tidy;

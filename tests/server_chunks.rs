@@ -97,6 +97,18 @@ fn a_chunk_is_made_once_and_keeps_its_name() {
     let other = json!({"content": NOTE, "kind": "memory"});
     server.post("/v1/chunks", &other).refused(409, None, "keeps its name");
 
+    let about = |body: Value| {
+        let told = server.post("/v1/chunks", &body);
+        assert_eq!(told.status, 200, "{told:?}");
+        (told.json()["tags"].clone(), told.json()["metadata"].clone())
+    };
+    let (tags, metadata) = (json!(["a", "b"]), json!({"from": "harbour"}));
+    assert_eq!(about(json!({"content": NOTE})), (tags, metadata.clone()), "they stay");
+    let said = json!({"content": NOTE, "name": "note.txt", "tags": ["c"]});
+    assert_eq!(about(said), (json!(["c"]), metadata), "what is said anew replaces the old");
+    let said = json!({"content": NOTE, "tags": [], "metadata": {"n": 1}});
+    assert_eq!(about(said), (json!([]), json!({"n": 1})));
+
     for name in [&id[..], &id[..12], &id[..40]] {
         let found = server.get(&format!("/v1/chunks/{name}")).json();
         assert_eq!((&found["id"], &found["content"]), (&json!(id), &json!(NOTE)));

@@ -1,4 +1,7 @@
-//! Embeddings over HTTP, by the language model itself.
+//! Embeddings over HTTP, by the language model itself and by a model made for them.
+
+use std::fs;
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -74,4 +77,41 @@ fn what_cannot_be_embedded_is_refused_by_name() {
         Some("model"),
         "other",
     );
+}
+
+#[test]
+fn a_model_made_for_it_gives_the_vectors_that_transformers_computes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/embedder");
+    let expected = fs::read_to_string(folder.join("expected.json")).expect("it is a fixture");
+    let expected: Value = serde_json::from_str(&expected).expect("it is JSON");
+    let server = Server::start(&["--embedding-model", folder.to_str().expect("a name")]);
+    let texts: Vec<&Value> = expected["texts"].as_array().expect("a list").iter().collect();
+    let mut seen = 0;
+    for (index, text) in texts.into_iter().enumerate().filter(|(_, text)| *text != "") {
+        // by its name, and where none is said
+        for body in [json!({"input": [text], "model": "embedder"}), json!({"input": text})] {
+            let answer = server.post(PATH, &body).json();
+            assert_eq!(answer["model"], "embedder", "{answer}");
+            assert_eq!(answer["usage"]["prompt_tokens"], expected["tokens"][index]);
+            let known = expected["mean"][index].as_array().expect("a vector");
+            let found = vector(&answer, 0);
+            assert_eq!(found.len(), known.len());
+            for (found, known) in found.iter().zip(known) {
+                let known = known.as_f64().expect("a number");
+                assert!((found - known).abs() < 1e-4, "{text}: {found} is not {known}");
+            }
+        }
+        seen += 1;
+    }
+    assert!(seen > 3);
+    server.post(PATH, &json!({"input": ""})).refused(400, Some("input"), "empty");
+    server.post(PATH, &json!({"input": [1, 2]})).refused(400, Some("input"), "must be text");
+    let long = json!({"input": "cat ".repeat(100)});
+    server.post(PATH, &long).refused(400, Some("input"), "");
+    // the language model is still asked by its own name
+    let own = server.post(PATH, &json!({"input": "x", "model": "strand-demo"})).json();
+    assert_eq!(own["model"], "strand-demo");
+    let models = server.get("/v1/models").json();
+    assert_eq!(models["data"][1]["id"], "embedder", "{models}");
+    assert_eq!(server.get("/v1/models/embedder").json()["embeddings"], "by a model made for them");
 }

@@ -41,6 +41,35 @@ fn metrics_count_what_happened() {
     assert_eq!(answers("route=\"/v1/completions\",status=\"200\""), 2.0);
     assert_eq!(answers("route=\"/v1/completions\",status=\"400\""), 1.0);
     assert_eq!(answers("route=\"none\",status=\"404\""), 1.0);
+    assert_eq!(metric(&server, "vllm:request_queue_time_seconds_count"), 2.0);
+    assert_eq!(metric(&server, "strand:unknown_fields_total"), 0.0);
+    let odd = json!({"prompt": "x", "max_tokens": 1, "user": "u", "best": 1, "worst": null});
+    assert_eq!(server.post("/v1/completions", &odd).status, 200);
+    assert_eq!(metric(&server, "strand:unknown_fields_total"), 2.0);
+}
+
+#[test]
+fn toggles_count_what_changed() {
+    let server = Server::start(&[]);
+    let chunk = |text: &str| {
+        let made = server.post("/v1/chunks", &json!({"content": text, "encode": false})).json();
+        made["id"].as_str().expect("it is made").to_owned()
+    };
+    let (one, two) = (chunk("One."), chunk("Two."));
+    let made = server.post("/v1/contexts", &json!({"chunks": [one, two]})).json();
+    let at = format!("/v1/contexts/{}", made["id"].as_str().expect("it is made"));
+    for (method, path, body, toggles) in [
+        ("POST", format!("/chunks/{one}/deactivate"), json!({}), 1.0),
+        ("POST", format!("/chunks/{one}/deactivate"), json!({}), 1.0),
+        ("POST", format!("/chunks/{one}/activate"), json!({}), 2.0),
+        ("PUT", format!("/chunks/{two}"), json!({"active": false}), 3.0),
+        ("DELETE", format!("/chunks/{two}"), json!({}), 3.0),
+        ("PATCH", String::new(), json!({"chunks": [{"id": one, "active": false}]}), 4.0),
+    ] {
+        let answer = server.send(method, &format!("{at}{path}"), &[], body.to_string().as_bytes());
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(metric(&server, "strand:toggles_total"), toggles, "{method} {path}");
+    }
 }
 
 /// Sends a request for a very long answer, and leaves when it runs.

@@ -1,11 +1,12 @@
 //! The life of a server: where it listens, what it endures, how it stops.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::time::Instant;
 
 use serde_json::json;
 
-use crate::binary::strand;
+use crate::binary::{scratch, strand};
 use crate::http::{Server, read_answer};
 
 #[test]
@@ -17,6 +18,43 @@ fn anybody_may_use_it_from_outside_only_when_that_is_said() {
     strand(&["serve", "--addr", "nonsense"]).refused(1, "cannot listen on nonsense");
     strand(&["serve", "--api-keys-file", "/nothing"]).refused(1, "cannot use the keys in /nothing");
     strand(&["serve", "--max-n", "0"]).refused(2, "--max-n");
+}
+
+#[test]
+fn options_come_from_a_file_and_flags_count_more() {
+    let file = scratch("serve-config").join("strand.toml");
+    let text = "served-model-name = \"house\"\napi-key = [\"one\", \"two\"]\nmax_n = 2\n\
+                max-body = \"1KiB\"\nmax-model-len = 64\n";
+    fs::write(&file, text).unwrap();
+    let server = Server::start(&["--config", file.to_str().unwrap(), "--max-body", "2KiB"]);
+    let ask = |key: &str, body: &[u8]| {
+        let key = format!("Authorization: Bearer {key}");
+        server.send("POST", "/v1/completions", &[&key], body)
+    };
+    let body = json!({"prompt": "x", "max_tokens": 1, "n": 2}).to_string();
+    for key in ["one", "two"] {
+        let answer = ask(key, body.as_bytes());
+        assert_eq!((answer.status, &answer.json()["model"]), (200, &json!("house")));
+    }
+    ask("three", body.as_bytes()).refused(401, None, "not known");
+    let many = json!({"prompt": "x", "n": 3}).to_string();
+    ask("one", many.as_bytes()).refused(400, Some("n"), "from 1 to 2");
+    let long = json!({"prompt": "x", "max_tokens": 100}).to_string();
+    ask("one", long.as_bytes()).refused(400, Some("max_tokens"), "64 tokens");
+    assert_eq!(ask("one", &[b' '; 1500]).status, 400, "the flag's limit");
+    ask("one", &[b' '; 3000]).refused(413, None, "2048 bytes");
+    fs::write(&file, "max-nn = 2\n").unwrap();
+    let run = strand(&["serve", "--config", file.to_str().unwrap()]);
+    run.refused(2, "there is no option max-nn");
+}
+
+#[cfg(not(feature = "otel"))]
+#[test]
+fn who_names_a_collector_is_told_that_nothing_is_sent() {
+    let collector = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")];
+    let server = Server::start_with(&[], &collector);
+    assert!(server.log().contains("without the feature otel"), "{}", server.log());
+    assert_eq!(server.get("/health").status, 200);
 }
 
 #[test]

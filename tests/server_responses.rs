@@ -1,11 +1,15 @@
 //! Responses over HTTP and over a socket, as the official SDKs read them.
 
+use std::fs;
 use std::net::TcpStream;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
-use crate::http::Server;
+use crate::binary::scratch;
+use crate::http::{Server, until};
 
 const PATH: &str = "/v1/responses";
 
@@ -246,4 +250,46 @@ fn a_socket_needs_the_key_and_no_foreign_page() {
     assert!(connect(&server, &[key, ("origin", "https://good.example")]).is_ok());
     let plain = server.send("GET", PATH, &["Authorization: Bearer right"], b"");
     plain.refused(426, None, "WebSocket");
+}
+
+#[test]
+fn a_socket_ends_when_its_token_does() {
+    let secret = "an issuer's secret of thirty-two bytes";
+    let file = scratch("socket-jwt").join("secret");
+    fs::write(&file, secret).unwrap();
+    let flags = ["--jwt-key", file.to_str().unwrap(), "--jwt-algorithm", "hs256"];
+    let server = Server::start(&flags);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    // clocks may differ by a minute: this one is taken for some seconds more
+    let claims = json!({"sub": "anna", "exp": now - 54});
+    let key = EncodingKey::from_secret(secret.as_bytes());
+    let token = encode(&Header::default(), &claims, &key).unwrap();
+    let bearer = format!("Bearer {token}");
+    let mut socket = connect(&server, &[("authorization", &bearer)]).expect("it is let in");
+    let request = json!({"type": "response.create", "input": "Hi", "max_output_tokens": 1});
+    say(&mut socket, &request);
+    answer(&mut socket);
+    let refused = || {
+        say(&mut socket, &request);
+        loop {
+            let event = hear(&mut socket);
+            match event["type"].as_str() {
+                Some("error") => {
+                    assert_eq!(event["status"], 401, "{event}");
+                    return true;
+                }
+                Some("response.completed" | "response.incomplete") => return false,
+                _ => {}
+            }
+        }
+    };
+    until(refused);
+    let closed = loop {
+        match socket.read().expect("it says why") {
+            Message::Close(frame) => break frame.expect("with a code"),
+            _ => continue,
+        }
+    };
+    assert_eq!(u16::from(closed.code), 4401);
+    assert_eq!(connect(&server, &[("authorization", &bearer)]).err(), Some(401));
 }

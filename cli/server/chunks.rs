@@ -147,8 +147,9 @@ impl FromRequest<App> for Upload {
         let media = media.and_then(|media| media.to_str().ok()).unwrap_or_default();
         if !media.to_ascii_lowercase().starts_with("multipart/form-data") {
             let mut fields = Fields::from_request(request, app).await?;
-            let content = fields.required_text("content")?.into_bytes();
-            return NewChunk::read(fields, content).map(Self);
+            let new = NewChunk::of_json(&mut fields)?;
+            app.metrics.was_read(&fields);
+            return Ok(Self(new));
         }
         check_origin(request.headers())?;
         let time = app.limits.read_timeout;
@@ -199,8 +200,8 @@ async fn read_form(request: Request, app: &App) -> Result<Upload, ApiError> {
         let error = ApiError::invalid("file", "file is required");
         ApiError { code: Some("missing_required_parameter"), ..error }
     })?;
-    let fields = Fields::of_body(Value::Object(fields).to_string().as_bytes())?;
-    NewChunk::read(fields, content).map(Upload)
+    let mut fields = Fields::of_body(Value::Object(fields).to_string().as_bytes())?;
+    NewChunk::read(&mut fields, content).map(Upload)
 }
 
 /// A form knows text alone; a tag more than once is a list.

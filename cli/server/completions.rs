@@ -1,13 +1,9 @@
 //! `POST /v1/completions`: prompts that the client has put together itself.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use strand_engine::{FinishReason, Segment, TokenLogprobs};
-use strand_models::Tokenizer;
-use uuid::Uuid;
 
 use super::asking::{self, request};
 use super::auth::Principal;
@@ -15,19 +11,20 @@ use super::error::ApiError;
 use super::generation::{Generation, Piece};
 use super::lenient::Fields;
 use super::logprobs::TextLogprobs;
-use super::sse::{self, Message, Play, Script};
-use super::state::{App, Server, now};
-use super::usage::{Tally, Usage};
-use super::wire::common::StreamOptions;
+use super::sse::Message;
+use super::state::App;
+use super::telling::{self, Cost, Head, Part, Teller};
+use super::usage::{Provenance, Tally, Usage};
 use super::wire::completions::{Prompt, TextChoice, TextCompletion, TextRequest};
 use super::{prompt, tokenize};
 
 pub async fn create(
     State(app): State<App>,
     principal: Principal,
-    fields: Fields,
+    mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let mut asked = TextRequest::read(fields, &app.limits)?;
+    let mut asked = TextRequest::read(&mut fields, &app.limits)?;
+    app.metrics.was_read(&fields);
     app.model.check(asked.common.model.as_deref())?;
     let (texts, special) = (std::mem::take(&mut asked.prompts), asked.add_special_tokens);
     if asked.common.selection.context.is_some() {
@@ -61,30 +58,17 @@ pub async fn create(
         request
     });
     let generation = Generation::start(&app, requests.collect(), sight).await?;
-    let tally = Tally::new(&generation, asked.common.n);
-    let teller = Teller::new(&app, &asked, prompts)?;
-    match asked.common.stream {
-        Some(options) => {
-            let script = Streamed { teller, tally, options };
-            Ok(sse::response(Play::new(generation, script)))
-        }
-        None => whole(teller, tally, generation).await,
-    }
+    let (n, stream) = (asked.common.n, asked.common.stream);
+    telling::answer(Texts::new(&app, &asked, prompts)?, n, generation, stream).await
 }
 
-/// Tells pieces as parts of choices. Both ways to answer put these together.
-struct Teller {
-    server: Arc<Server>,
-    tokenizer: Tokenizer,
-    id: String,
-    created: u64,
-    n: usize,
+/// Tells pieces as parts of choices.
+struct Texts {
+    head: Head,
     /// By prompt, where it is echoed.
     echoes: Vec<Echo>,
     /// Nothing of what is generated is told.
     prompt_only: bool,
-    wants_logprobs: bool,
-    wants_token_ids: bool,
     /// Where the next token of each choice begins, in characters of its text.
     offsets: Vec<usize>,
 }
@@ -97,62 +81,33 @@ struct Echo {
     told: bool,
 }
 
-impl Teller {
+impl Texts {
     fn new(app: &App, asked: &TextRequest, prompts: Vec<Vec<u32>>) -> Result<Self, ApiError> {
-        let common = &asked.common;
-        let choices = common.n * prompts.len();
+        let choices = asked.common.n * prompts.len();
         let echo = |prompt| Echo { prompt, logprobs: vec![], held: vec![], told: false };
         let echoed = if asked.echo { prompts } else { Vec::new() };
         Ok(Self {
-            server: app.clone(),
-            tokenizer: prompt::tokenizer(app)?.clone(),
-            id: format!("cmpl-{}", Uuid::new_v4().simple()),
-            created: now(),
-            n: common.n,
+            head: Head::new(app, "cmpl", &asked.common)?,
             echoes: echoed.into_iter().map(echo).collect(),
             prompt_only: asked.prompt_only,
-            wants_logprobs: common.sampling.logprobs.is_some(),
-            wants_token_ids: common.return_token_ids,
             offsets: vec![0; choices],
         })
-    }
-
-    fn tell(&mut self, piece: Piece) -> Vec<TextChoice> {
-        let Some(prompt) = self.echoed(&piece) else { return vec![self.told(piece)] };
-        let wants_logprobs = self.wants_logprobs;
-        let echo = &mut self.echoes[prompt];
-        if echo.told {
-            return vec![self.told(piece)];
-        }
-        match piece {
-            Piece::Prompt { logprobs, .. } => echo.logprobs.extend(logprobs),
-            other => echo.held.push(other),
-        }
-        if wants_logprobs && echo.logprobs.len() + 1 < echo.prompt.len() {
-            return Vec::new();
-        }
-        echo.told = true;
-        let held = std::mem::take(&mut echo.held);
-        let choices = prompt * self.n..(prompt + 1) * self.n;
-        let mut told: Vec<TextChoice> = choices.map(|choice| self.echo(prompt, choice)).collect();
-        told.extend(held.into_iter().map(|piece| self.told(piece)));
-        told
     }
 
     /// The prompt that a piece belongs to, where prompts are echoed.
     fn echoed(&self, piece: &Piece) -> Option<usize> {
         let prompt = match piece {
             Piece::Prompt { prompt, .. } => *prompt,
-            Piece::Token { choice, .. } | Piece::End { choice, .. } => choice / self.n,
+            Piece::Token { choice, .. } | Piece::End { choice, .. } => choice / self.head.n,
         };
         (prompt < self.echoes.len()).then_some(prompt)
     }
 
     /// The prompt as the beginning of a choice.
     fn echo(&mut self, prompt: usize, choice: usize) -> TextChoice {
-        let (tokenizer, echo) = (&self.tokenizer, &self.echoes[prompt]);
+        let (tokenizer, echo) = (&self.head.tokenizer, &self.echoes[prompt]);
         let offset = &mut self.offsets[choice];
-        let logprobs = self.wants_logprobs.then(|| {
+        let logprobs = self.head.wants_logprobs.then(|| {
             let mut all = TextLogprobs::default();
             all.push_first(tokenizer, echo.prompt[0], offset);
             echo.logprobs.iter().for_each(|one| all.push(tokenizer, one, offset));
@@ -173,10 +128,10 @@ impl Teller {
                     return told;
                 }
                 told.text = text;
-                told.token_ids = self.wants_token_ids.then(|| vec![token]);
+                told.token_ids = self.head.wants_token_ids.then(|| vec![token]);
                 told.logprobs = logprobs.map(|one| {
                     let mut logprobs = TextLogprobs::default();
-                    logprobs.push(&self.tokenizer, &one, &mut self.offsets[choice]);
+                    logprobs.push(&self.head.tokenizer, &one, &mut self.offsets[choice]);
                     logprobs
                 });
             }
@@ -190,86 +145,70 @@ impl Teller {
         told
     }
 
-    /// The usage so far, without tokens that nobody asked for.
+    fn completion(&self, choices: Vec<TextChoice>, cost: Cost) -> TextCompletion {
+        TextCompletion {
+            id: self.head.id.clone(),
+            object: "text_completion",
+            created: self.head.created,
+            model: self.head.model.clone(),
+            choices,
+            usage: cost.usage,
+            strand: cost.strand,
+        }
+    }
+}
+
+impl Teller for Texts {
+    type Part = TextChoice;
+
+    fn tell(&mut self, piece: Piece) -> Vec<TextChoice> {
+        let Some(prompt) = self.echoed(&piece) else { return vec![self.told(piece)] };
+        let wants_logprobs = self.head.wants_logprobs;
+        let echo = &mut self.echoes[prompt];
+        if echo.told {
+            return vec![self.told(piece)];
+        }
+        match piece {
+            Piece::Prompt { logprobs, .. } => echo.logprobs.extend(logprobs),
+            other => echo.held.push(other),
+        }
+        if wants_logprobs && echo.logprobs.len() + 1 < echo.prompt.len() {
+            return Vec::new();
+        }
+        echo.told = true;
+        let held = std::mem::take(&mut echo.held);
+        let choices = prompt * self.head.n..(prompt + 1) * self.head.n;
+        let mut told: Vec<TextChoice> = choices.map(|choice| self.echo(prompt, choice)).collect();
+        told.extend(held.into_iter().map(|piece| self.told(piece)));
+        told
+    }
+
+    /// Without tokens that nobody asked for.
     fn usage(&self, tally: &Tally) -> Usage {
         let usage = tally.usage();
         if self.prompt_only { usage.without_completion() } else { usage }
     }
 
-    fn completion(&self, choices: Vec<TextChoice>) -> TextCompletion {
-        TextCompletion {
-            id: self.id.clone(),
-            object: "text_completion",
-            created: self.created,
-            model: self.server.model.id.clone(),
-            choices,
-            usage: None,
-            strand: None,
-        }
+    fn whole(self, parts: Vec<TextChoice>, usage: Usage, strand: Provenance) -> Response {
+        let empty = |index| TextChoice { index, ..TextChoice::default() };
+        let mut choices: Vec<TextChoice> = (0..self.offsets.len()).map(empty).collect();
+        parts.into_iter().for_each(|part| choices[part.index].append(part));
+        let cost = Cost { usage: Some(Some(usage)), strand: Some(strand) };
+        Json(self.completion(choices, cost)).into_response()
+    }
+
+    fn event(&self, part: Option<TextChoice>, cost: Cost) -> Message {
+        Message::new(&self.completion(part.into_iter().collect(), cost))
     }
 }
 
-async fn whole(
-    mut teller: Teller,
-    mut tally: Tally,
-    mut generation: Generation,
-) -> Result<Response, ApiError> {
-    let mut choices: Vec<TextChoice> = (0..teller.offsets.len())
-        .map(|index| TextChoice { index, ..TextChoice::default() })
-        .collect();
-    while let Some(piece) = generation.next().await {
-        let piece = piece?;
-        tally.count(&piece);
-        for told in teller.tell(piece) {
-            choices[told.index].append(told);
-        }
-    }
-    let completion = TextCompletion {
-        usage: Some(Some(teller.usage(&tally))),
-        strand: Some(tally.provenance()),
-        ..teller.completion(choices)
-    };
-    Ok(Json(completion).into_response())
-}
-
-struct Streamed {
-    teller: Teller,
-    tally: Tally,
-    options: StreamOptions,
-}
-
-impl Streamed {
-    fn told(&self, choice: TextChoice) -> Message {
-        let StreamOptions { include_usage, continuous_usage } = self.options;
-        let usage = || continuous_usage.then(|| self.teller.usage(&self.tally));
-        let strand = choice.finish_reason.map(|_| self.tally.provenance());
-        let usage = include_usage.then(usage);
-        Message::new(&TextCompletion { usage, strand, ..self.teller.completion(vec![choice]) })
-    }
-}
-
-impl Script for Streamed {
-    fn opening(&mut self) -> Vec<Message> {
-        Vec::new()
+impl Part for TextChoice {
+    fn says_something(&self) -> bool {
+        let more = self.logprobs.is_some() || self.token_ids.is_some();
+        !self.text.is_empty() || more || self.finish_reason.is_some()
     }
 
-    fn piece(&mut self, piece: Piece) -> Vec<Message> {
-        self.tally.count(&piece);
-        let told = self.teller.tell(piece);
-        told.into_iter().filter(TextChoice::says_something).map(|told| self.told(told)).collect()
-    }
-
-    fn closing(&mut self) -> Vec<Message> {
-        let mut messages = Vec::new();
-        if self.options.include_usage {
-            let completion = TextCompletion {
-                usage: Some(Some(self.teller.usage(&self.tally))),
-                strand: Some(self.tally.provenance()),
-                ..self.teller.completion(Vec::new())
-            };
-            messages.push(Message::new(&completion));
-        }
-        messages.push(Message::done());
-        messages
+    fn ends(&self) -> bool {
+        self.finish_reason.is_some()
     }
 }

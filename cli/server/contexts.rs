@@ -15,7 +15,7 @@ use super::library::{Shelf, page};
 use super::query::{MaybeFields, Names, Params};
 use super::state::{App, Server};
 use super::wire::chunks::{Deleted, Page, checked_name};
-use super::wire::contexts::{ContextChange, ContextObject};
+use super::wire::contexts::{ContextChange, ContextObject, ContextSummary};
 
 /// Whose contexts are meant: one's own, for an admin also another tenant's, by `?tenant=NAME`.
 struct Whose(Tenant);
@@ -45,10 +45,11 @@ pub async fn create(
     State(app): State<App>,
     principal: Principal,
     params: Params,
-    fields: Fields,
+    mut fields: Fields,
 ) -> Result<Made, ApiError> {
     let whose = Whose::new(principal, &params)?;
-    let change = ContextChange::read(fields)?;
+    let change = ContextChange::read(&mut fields)?;
+    app.metrics.was_read(&fields);
     let made = blocking(&app, move |server| contexts::make(server, &*whose.shelf(server)?, change));
     Ok((StatusCode::CREATED, Json(made.await?)))
 }
@@ -57,7 +58,7 @@ pub async fn list(
     State(app): State<App>,
     principal: Principal,
     params: Params,
-) -> Result<Json<Page<ContextObject>>, ApiError> {
+) -> Result<Json<Page<ContextSummary>>, ApiError> {
     let whose = Whose::new(principal, &params)?;
     blocking(&app, move |server| {
         let all = contexts::list(&*whose.shelf(server)?)?;
@@ -82,9 +83,10 @@ pub async fn change(
     principal: Principal,
     params: Params,
     Names(id): Names<String>,
-    fields: Fields,
+    mut fields: Fields,
 ) -> Result<Json<ContextObject>, ApiError> {
-    let change = ContextChange::read(fields)?;
+    let change = ContextChange::read(&mut fields)?;
+    app.metrics.was_read(&fields);
     edit(app, Whose::new(principal, &params)?, id, Edit::Change(Box::new(change))).await
 }
 

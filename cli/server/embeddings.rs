@@ -10,7 +10,6 @@ use axum::extract::State;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use serde_json::{Value, json};
 use strand_engine::{Event, Request};
 use strand_models::{EmbeddedText, Embedder};
 
@@ -20,7 +19,8 @@ use super::error::ApiError;
 use super::lenient::Fields;
 use super::prompt;
 use super::state::App;
-use super::wire::completions::{Prompt, prompts};
+use super::wire::completions::Prompt;
+use super::wire::embeddings::{Embedding, EmbeddingRequest, EmbeddingUsage, Embeddings, Vector};
 
 /// A model made for embeddings, under the name that clients know.
 pub struct EmbeddingModel {
@@ -28,8 +28,6 @@ pub struct EmbeddingModel {
     embedder: Embedder,
 }
 
-/// Texts in one request.
-const TEXTS: usize = 2048;
 /// Texts that are in the engine at a time.
 const AT_ONCE: usize = 16;
 
@@ -47,11 +45,10 @@ pub async fn create(
     State(app): State<App>,
     principal: Principal,
     mut fields: Fields,
-) -> Result<Json<Value>, ApiError> {
-    let model = fields.text("model")?.unwrap_or_default();
-    let texts = prompts(&mut fields, "input", TEXTS)?;
-    let as_base64 = encoding(&mut fields)?;
-    let dimensions = fields.count("dimensions", 1..=usize::MAX)?;
+) -> Result<Json<Embeddings>, ApiError> {
+    let asked = EmbeddingRequest::read(&mut fields)?;
+    app.metrics.was_read(&fields);
+    let EmbeddingRequest { model, texts, as_base64, dimensions } = asked;
     let made_for_it =
         app.embedder.as_ref().filter(|embedder| model.is_empty() || model == embedder.id);
     let (id, embedded) = match made_for_it {
@@ -68,26 +65,15 @@ pub async fn create(
     }
     let tokens: usize = embedded.iter().map(|one| one.tokens).sum();
     let data = embedded.into_iter().enumerate().map(|(index, one)| {
-        let vector = written(normalized(one.vector), as_base64);
-        json!({"object": "embedding", "index": index, "embedding": vector})
+        let embedding = written(normalized(one.vector), as_base64);
+        Embedding { object: "embedding", index, embedding }
     });
-    Ok(Json(json!({
-        "object": "list",
-        "data": data.collect::<Vec<_>>(),
-        "model": id,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    })))
-}
-
-fn encoding(fields: &mut Fields) -> Result<bool, ApiError> {
-    match fields.text("encoding_format")?.as_deref() {
-        None | Some("float") => Ok(false),
-        Some("base64") => Ok(true),
-        Some(other) => {
-            let message = format!("encoding_format is {other:?}, it must be float or base64");
-            Err(ApiError::invalid("encoding_format", message))
-        }
-    }
+    Ok(Json(Embeddings {
+        object: "list",
+        data: data.collect(),
+        model: id,
+        usage: EmbeddingUsage { prompt_tokens: tokens, total_tokens: tokens },
+    }))
 }
 
 async fn by_embedder(app: &App, texts: Vec<Prompt>) -> Result<Vec<EmbeddedText>, ApiError> {
@@ -157,10 +143,10 @@ fn normalized(mut vector: Vec<f32>) -> Vec<f32> {
 }
 
 /// Numbers, or their little-endian bytes in base64, which is what OpenAI's SDKs ask for.
-fn written(vector: Vec<f32>, as_base64: bool) -> Value {
+fn written(vector: Vec<f32>, as_base64: bool) -> Vector {
     if !as_base64 {
-        return json!(vector);
+        return Vector::Numbers(vector);
     }
     let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-    BASE64_STANDARD.encode(bytes).into()
+    Vector::Base64(BASE64_STANDARD.encode(bytes))
 }

@@ -6,8 +6,10 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::{Value, json};
 use strand_engine::Error as EngineError;
+use utoipa::ToSchema;
 
 /// A refusal. Build it with one of the constructors, which know OpenAI's words.
 #[derive(Debug, Clone)]
@@ -21,6 +23,21 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// Seconds after which it may be tried again.
     pub retry_after: Option<u32>,
+}
+
+/// A refusal as it travels.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorBody {
+    pub error: ErrorFields,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorFields {
+    pub message: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub param: Option<String>,
+    pub code: Option<&'static str>,
 }
 
 const INVALID: &str = "invalid_request_error";
@@ -97,12 +114,9 @@ impl ApiError {
 
     /// As it travels in a body or an event.
     pub fn to_json(&self) -> Value {
-        json!({"error": {
-            "message": self.message,
-            "type": self.kind,
-            "param": self.param,
-            "code": self.code,
-        }})
+        let (message, param) = (self.message.clone(), self.param.clone());
+        let error = ErrorFields { message, kind: self.kind, param, code: self.code };
+        json!(ErrorBody { error })
     }
 }
 

@@ -8,6 +8,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowMethods, CorsLayer};
+use tracing::{Instrument, field};
 use uuid::Uuid;
 
 use super::error::ApiError;
@@ -41,12 +42,15 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
     let id = format!("req_{}", Uuid::new_v4().simple());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let mut response = next.run(request).await;
+    let route = route.as_deref().unwrap_or("none");
+    let span = tracing::info_span!("request", id, %method, route, status = field::Empty);
+    let mut response = next.run(request).instrument(span.clone()).await;
     let header = HeaderValue::from_str(&id).expect("letters and digits");
     response.headers_mut().insert("x-request-id", header);
     let millis = started.elapsed().as_secs_f64() * 1e3;
     let status = response.status().as_u16();
-    app.metrics.answered(route.as_deref().unwrap_or("none"), status);
+    span.record("status", status);
+    app.metrics.answered(route, status);
     tracing::info!(id, %method, ?path, status, millis, "answered");
     response
 }

@@ -10,7 +10,8 @@ use axum::http::{HeaderMap, Version, header};
 
 use super::error::ApiError;
 
-/// The names that pass.
+/// The names that pass; all of them by default.
+#[derive(Default)]
 pub struct Hosts {
     /// `None`: all of them.
     allowed: Option<Vec<String>>,

@@ -18,6 +18,20 @@ pub struct Fields {
     map: Map<String, Value>,
 }
 
+/// Fields that OpenAI's clients send and that change nothing about an answer here.
+const WITHOUT_EFFECT: [&str; 9] = [
+    "metadata",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    // of a message on a socket
+    "type",
+    "user",
+];
+
 impl Fields {
     /// The body of a request.
     pub fn of_body(body: &[u8]) -> Result<Self, ApiError> {
@@ -60,6 +74,11 @@ impl Fields {
     /// Whether a field is there and not taken yet.
     pub fn has(&self, name: &str) -> bool {
         self.map.contains_key(name)
+    }
+
+    /// Fields that nobody has taken, and that are not known to be without effect.
+    pub fn unknown(&self) -> usize {
+        self.map.keys().filter(|name| !WITHOUT_EFFECT.contains(&name.as_str())).count()
     }
 
     /// The full name of a field.

@@ -182,7 +182,10 @@ pub fn resolve(server: &Server, tenant: &Tenant, wish: &Wish) -> Result<Option<S
     let shelf = server.library.shelf(tenant)?;
     let sight = match (context, chunks) {
         (Some(_), _) if wish.n > 1 => {
-            return Err(ApiError::invalid("n", "a context goes on with one answer"));
+            return Err(ApiError::invalid(
+                "n",
+                "a context goes on with one answer; fork it for others",
+            ));
         }
         (Some(id), _) => Sight::of_context(server, shelf, wish, id)?,
         (None, chunks) => {

@@ -12,7 +12,8 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -22,6 +23,7 @@ use strand_engine::{FinishReason, Stats};
 
 use super::asking::blocking;
 use super::error::ApiError;
+use super::lenient::Fields;
 use super::state::App;
 
 /// Counts what passes. Clones share the counts.
@@ -34,6 +36,8 @@ pub struct Metrics {
     finished: Family<Finished, Counter>,
     cancelled: Counter,
     answers: Family<Answered, Counter>,
+    unknown_fields: Counter,
+    toggles: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -53,7 +57,8 @@ impl Default for Metrics {
         let (first_token, between_tokens) = (short(), short());
         let whole = Histogram::new(exponential_buckets(0.01, 2.0, 16));
         let (finished, answers) = (Family::default(), Family::default());
-        let cancelled = Counter::default();
+        let (cancelled, toggles) = (Counter::default(), Counter::default());
+        let unknown_fields = Counter::default();
         let mut registry = Registry::default();
         let mut times = |name, help, histogram: &Histogram| {
             registry.register(name, help, histogram.clone());
@@ -72,8 +77,23 @@ impl Default for Metrics {
             cancelled.clone(),
         );
         registry.register("strand:http_answers", "Answers by route and status", answers.clone());
-        let registry = Arc::new(registry);
-        Self { registry, first_token, between_tokens, whole, finished, cancelled, answers }
+        registry.register("strand:toggles", "Chunks switched on or off", toggles.clone());
+        registry.register(
+            "strand:unknown_fields",
+            "Fields of requests that nothing here knows",
+            unknown_fields.clone(),
+        );
+        Self {
+            registry: Arc::new(registry),
+            first_token,
+            between_tokens,
+            whole,
+            finished,
+            cancelled,
+            answers,
+            unknown_fields,
+            toggles,
+        }
     }
 }
 
@@ -99,6 +119,16 @@ impl Metrics {
     pub fn answered(&self, route: &str, status: u16) {
         let labels = Answered { route: route.to_owned(), status };
         self.answers.get_or_create(&labels).inc();
+    }
+
+    /// A request was read: what nobody took out of it is counted.
+    pub fn was_read(&self, fields: &Fields) {
+        self.unknown_fields.inc_by(fields.unknown() as u64);
+    }
+
+    /// Chunks of a context were switched on or off.
+    pub fn toggled(&self, chunks: usize) {
+        self.toggles.inc_by(chunks as u64);
     }
 
     fn to_text(&self, stats: Stats) -> Result<String, fmt::Error> {
@@ -166,7 +196,12 @@ impl Collector for EngineStats {
                 counter.metric_type(),
             )?)?;
         }
-        Ok(())
+        let (name, help) = ("vllm:request_queue_time_seconds", "Time before the first step");
+        let times = stats.queue_times;
+        let end = |(bound, count): (Option<f64>, u64)| (bound.unwrap_or(f64::INFINITY), count);
+        let buckets: Vec<(f64, u64)> = times.buckets().map(end).collect();
+        let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        encoder.encode_histogram::<NoLabelSet>(times.seconds, times.count(), &buckets, None)
     }
 }
 
@@ -182,6 +217,8 @@ pub async fn scrape(State(app): State<App>) -> Result<Response, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use strand_engine::QueueTimes;
+
     use super::*;
 
     #[test]
@@ -189,11 +226,18 @@ mod tests {
         let metrics = Metrics::default();
         metrics.answered("/health", 200);
         metrics.finished(FinishReason::Stop, Duration::from_secs(1));
-        let stats = Stats { running: 3, blocks: 4, blocks_free: 1, ..Stats::default() };
+        let mut queue_times = QueueTimes::default();
+        queue_times.observe(Duration::from_millis(3));
+        let stats =
+            Stats { running: 3, blocks: 4, blocks_free: 1, queue_times, ..Stats::default() };
         let text = metrics.to_text(stats).expect("it can be written");
         for line in [
             "vllm:num_requests_running 3.0",
             "vllm:kv_cache_usage_perc 0.75",
+            "vllm:request_queue_time_seconds_bucket{le=\"0.002\"} 0",
+            "vllm:request_queue_time_seconds_bucket{le=\"0.004\"} 1",
+            "vllm:request_queue_time_seconds_bucket{le=\"+Inf\"} 1",
+            "vllm:request_queue_time_seconds_count 1",
             "vllm:request_success_total{finished_reason=\"stop\"} 1",
             "strand:http_answers_total{route=\"/health\",status=\"200\"} 1",
         ] {

@@ -30,14 +30,17 @@ mod patience;
 mod prompt;
 mod query;
 mod quota;
+pub mod reading;
 mod responses;
 mod routes;
 mod sse;
 mod state;
 mod structured;
+mod telling;
 mod tls;
 mod tokenize;
 mod tools;
+mod traces;
 mod usage;
 mod wire;
 
@@ -48,8 +51,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use axum::http::HeaderValue;
-use strand_engine::EngineConfig;
 use strand_engine::store::Store;
+use strand_engine::{EngineConfig, EngineHandle};
 use strand_models::ChatTemplate;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -73,7 +76,7 @@ const HTTP_THREADS: usize = 2;
 const BLOCKING_THREADS: usize = 64;
 
 pub fn run(args: &ServeArgs, common: &CommonArgs) -> Result<Outcome> {
-    logs::begin(args.server.log_format, common.verbose)?;
+    let _traces = logs::begin(args.server.log_format, common.verbose)?;
     let files = args.server.tls_cert.as_ref().zip(args.server.tls_key.as_ref());
     let tls = files.map(|(chain, key)| tls::acceptor(chain, key)).transpose()?;
     let (keys, origins) = (keys(&args.server)?, origins(&args.server)?);
@@ -130,6 +133,7 @@ fn origins(args: &ServerArgs) -> Result<Vec<HeaderValue>> {
 }
 
 /// Who may ask, settled before the model is loaded.
+#[derive(Default)]
 struct Callers {
     keys: Keys,
     hosts: Hosts,
@@ -143,6 +147,16 @@ fn server(args: &ServeArgs, common: &CommonArgs, callers: Callers) -> Result<Ser
     let engines = store.as_ref().map(Store::another).transpose()?;
     let config = EngineConfig { max_queue: args.server.max_queue, ..load::config(&args.engine) };
     let engine = load::start(&source, &config, engines, common)?;
+    over(engine, store, args, callers)
+}
+
+/// A server over an engine that runs.
+fn over(
+    engine: EngineHandle,
+    store: Option<Store>,
+    args: &ServeArgs,
+    callers: Callers,
+) -> Result<Server> {
     let asked = args.server.served_model_name.clone();
     let library = Library::new(store, &engine, args)?;
     let embedder = args.server.embedding_model.as_deref().map(EmbeddingModel::open);

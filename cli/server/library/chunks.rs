@@ -73,7 +73,8 @@ pub fn list(
     page(chunks, &filter.params, |chunk| chunk.id.clone())
 }
 
-/// Makes a chunk, or finds the one that this content is. What fails leaves nothing.
+/// Makes a chunk, or finds the one that this content is, whose tags and metadata are replaced
+/// where they are said. What fails leaves nothing.
 pub fn make(server: &Server, shelf: &Shelf, new: NewChunk) -> Result<Made, ApiError> {
     language(server)?;
     let id = ChunkId::of(&new.content);
@@ -97,8 +98,13 @@ pub fn make(server: &Server, shelf: &Shelf, new: NewChunk) -> Result<Made, ApiEr
     };
     let tokens = u32::try_from(chunk.ids.len()).ok();
     let stored = StoredChunk::new(&name, kind, &chunk.text, tokens);
-    let info = ChunkInfo { tags: new.tags, metadata: new.metadata, ..stored.info };
-    let put = shelf.rows().index().put_chunk(&StoredChunk { info, ..stored }).map_err(failed)?;
+    let put = {
+        let rows = shelf.rows();
+        let put = rows.index().put_chunk(&stored).map_err(failed)?;
+        let (tags, metadata) = (new.tags.as_deref(), new.metadata.as_deref());
+        rows.index().set_about(id, tags, metadata).map_err(failed)?;
+        put
+    };
     shelf.put_at_hand(chunk);
     Ok(Made { id, is_new: put == PutChunk::New, encoded })
 }

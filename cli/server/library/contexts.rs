@@ -3,6 +3,7 @@
 //! What is kept is what counts: a context is read for every request, and written after every
 //! change, so that it is the same in the next process. One request at a time changes it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use strand_engine::ChunkId;
@@ -15,7 +16,7 @@ use super::{language, names};
 use crate::server::error::ApiError;
 use crate::server::state::{Server, now};
 use crate::server::wire::contexts::{
-    CHUNKS, ContextChange, ContextDetails, ContextObject, Placed, PlacedChunk, Said,
+    CHUNKS, ContextChange, ContextDetails, ContextObject, ContextSummary, Placed, PlacedChunk, Said,
 };
 
 /// A context that the tenant doesn't have, whoever else may. The words never differ.
@@ -196,6 +197,7 @@ pub fn edit(
     let _claim = claim(shelf, id)?;
     let (stored, mut context) = load(server, shelf, id)?;
     let mut label = stored.label.clone();
+    let before = flags(&context);
     match edit {
         Edit::Change(change) => label = apply(server, shelf, *change, &mut context, label)?,
         Edit::Switch { chunk, active } => {
@@ -215,7 +217,16 @@ pub fn edit(
         }
     }
     keep(shelf, id, label, &context)?;
+    let after = flags(&context);
+    let is_other =
+        |(chunk, flag): &(&ChunkId, &bool)| before.get(*chunk).is_some_and(|was| was != *flag);
+    server.metrics.toggled(after.iter().filter(is_other).count());
     show(server, shelf, id)
+}
+
+/// Which chunks are switched on.
+fn flags(context: &Context) -> HashMap<ChunkId, bool> {
+    context.entries().iter().map(|entry| (entry.chunk.id, entry.active)).collect()
 }
 
 /// The place of a chunk that must be in the context.
@@ -243,20 +254,20 @@ pub fn forget(shelf: &Arc<Shelf>, id: &str) -> Result<(), ApiError> {
 }
 
 /// Those that this server made, the one used last first.
-pub fn list(shelf: &Shelf) -> Result<Vec<ContextObject>, ApiError> {
+pub fn list(shelf: &Shelf) -> Result<Vec<ContextSummary>, ApiError> {
     let mut infos = shelf.rows().index().contexts().map_err(failed)?;
     infos.retain(|info| names::is_context(&info.name));
-    Ok(infos.into_iter().map(|info| object(info, None)).collect())
+    Ok(infos.into_iter().map(summary).collect())
 }
 
 pub fn show(server: &Server, shelf: &Shelf, id: &str) -> Result<ContextObject, ApiError> {
     let info = info(shelf, id)?;
     let (_, context) = load(server, shelf, id)?;
-    Ok(object(info, Some(details(server, &context)?)))
+    Ok(ContextObject { summary: summary(info), details: details(server, &context)? })
 }
 
-fn object(info: ContextInfo, details: Option<ContextDetails>) -> ContextObject {
-    ContextObject {
+fn summary(info: ContextInfo) -> ContextSummary {
+    ContextSummary {
         id: info.name,
         object: "context",
         name: info.label,
@@ -265,7 +276,6 @@ fn object(info: ContextInfo, details: Option<ContextDetails>) -> ContextObject {
         updated: info.updated,
         num_chunks: info.chunks,
         num_messages: info.turns,
-        details,
     }
 }
 

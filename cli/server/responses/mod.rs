@@ -27,9 +27,10 @@ pub use socket::connect;
 pub async fn create(
     State(app): State<App>,
     principal: Principal,
-    fields: Fields,
+    mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let asked = ResponseRequest::read(fields, &app.limits)?;
+    let asked = ResponseRequest::read(&mut fields, &app.limits)?;
+    app.metrics.was_read(&fields);
     if let Some(previous) = &asked.previous {
         return Err(not_kept(previous));
     }

@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, Interval, interval};
 
 use super::play;
-use crate::server::auth::Principal;
 use crate::server::error::ApiError;
 use crate::server::lenient::Fields;
 use crate::server::quota::Turn;
@@ -32,12 +31,13 @@ const WAITING: usize = 4;
 const KEPT: usize = 16;
 /// Nothing is silent for longer.
 const PING: Duration = Duration::from_secs(20);
+/// Closes a socket whose key has become invalid: a private code, as HTTP's 401.
+const EXPIRED: u16 = 4401;
 /// A client that doesn't answer for so long is gone.
 const IDLE: Duration = Duration::from_secs(60);
 
 pub async fn connect(
     State(app): State<App>,
-    principal: Principal,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
@@ -53,12 +53,13 @@ pub async fn connect(
     }
     let most = app.limits.body;
     let upgrade = upgrade.max_message_size(most).max_frame_size(most);
-    Ok(upgrade.on_upgrade(move |socket| Session::new(app, principal, socket).run()))
+    Ok(upgrade.on_upgrade(move |socket| Session::new(app, headers, socket).run()))
 }
 
 struct Session {
     app: App,
-    principal: Principal,
+    /// The key that it came with, looked at again for every request: a token's time runs out.
+    headers: HeaderMap,
     socket: WebSocket,
     waiting: VecDeque<Value>,
     /// What was said up to and with each answer, by its id.
@@ -71,10 +72,10 @@ struct Session {
 struct Gone;
 
 impl Session {
-    fn new(app: App, principal: Principal, socket: WebSocket) -> Self {
+    fn new(app: App, headers: HeaderMap, socket: WebSocket) -> Self {
         let (waiting, kept) = (VecDeque::new(), VecDeque::new());
         let (ping, heard) = (interval(PING), Instant::now());
-        Self { app, principal, socket, waiting, kept, ping, heard }
+        Self { app, headers, socket, waiting, kept, ping, heard }
     }
 
     async fn run(mut self) {
@@ -90,7 +91,15 @@ impl Session {
         let lane = request["stream_id"].as_str().map(str::to_owned);
         match self.begin(request).await {
             Ok((play, said, _turn)) => self.answer(play, said, lane.as_deref()).await,
-            Err(error) => self.refuse(&error, lane.as_deref()).await,
+            Err(error) => {
+                self.refuse(&error, lane.as_deref()).await?;
+                if error.status != StatusCode::UNAUTHORIZED {
+                    return Ok(());
+                }
+                let frame = CloseFrame { code: EXPIRED, reason: "the key is not valid".into() };
+                drop(self.socket.send(Frame::Close(Some(frame))).await);
+                Err(Gone)
+            }
         }
     }
 
@@ -99,9 +108,11 @@ impl Session {
         &mut self,
         request: Value,
     ) -> Result<(Play<Events>, Vec<Value>, Turn), ApiError> {
-        let turn = self.app.quotas.enter(&self.principal.tenant)?;
-        let fields = Fields::of_value("", request)?.into_body();
-        let asked = ResponseRequest::read(fields, &self.app.limits)?;
+        let principal = self.app.keys.principal(&self.headers)?;
+        let turn = self.app.quotas.enter(&principal.tenant)?;
+        let mut fields = Fields::of_value("", request)?.into_body();
+        let asked = ResponseRequest::read(&mut fields, &self.app.limits)?;
+        self.app.metrics.was_read(&fields);
         let before = match &asked.previous {
             None => &[][..],
             Some(id) => {
@@ -110,7 +121,7 @@ impl Session {
             }
         };
         let said = [before, &asked.said].concat();
-        Ok((play(&self.app, &self.principal, asked, before).await?, said, turn))
+        Ok((play(&self.app, &principal, asked, before).await?, said, turn))
     }
 
     async fn answer(

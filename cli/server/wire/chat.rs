@@ -86,6 +86,7 @@ pub struct ChatChunk {
     pub choices: Vec<ChunkChoice>,
     /// Null but in the last one, where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     pub usage: Option<Option<Usage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strand: Option<Provenance>,
@@ -178,13 +179,6 @@ impl ChunkChoice {
     pub fn new(index: usize, delta: Delta) -> Self {
         Self { index, delta, logprobs: None, finish_reason: None, token_ids: None }
     }
-
-    pub fn says_something(&self) -> bool {
-        let more = self.logprobs.is_some() || self.token_ids.is_some();
-        let more = more || self.delta.tool_calls.is_some();
-        let text = self.delta.content.as_ref().is_some_and(|text| !text.is_empty());
-        text || more || self.finish_reason.is_some()
-    }
 }
 
 impl Delta {
@@ -213,15 +207,15 @@ impl Delta {
 }
 
 impl ChatRequest {
-    pub fn read(mut fields: Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
+    pub fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
         let marks = fields.marks();
-        let mut common = Common::read(&mut fields, limits)?;
-        common.sampling.max_tokens = max_tokens(&mut fields)?;
-        common.sampling.logprobs = logprobs(&mut fields)?;
-        let messages = messages::read(&mut fields, "messages")?;
-        let ending = ending(&mut fields, &messages)?;
-        let tools = Tools::read(&mut fields)?;
-        let form = Form::read(&mut fields)?;
+        let mut common = Common::read(fields, limits)?;
+        common.sampling.max_tokens = max_tokens(fields)?;
+        common.sampling.logprobs = logprobs(fields)?;
+        let messages = messages::read(fields, "messages")?;
+        let ending = ending(fields, &messages)?;
+        let tools = Tools::read(fields)?;
+        let form = Form::read(fields)?;
         Ok(Self { common, messages, tools, form, ending, marks })
     }
 }

@@ -18,7 +18,8 @@ pub struct NewChunk {
     pub kind: Option<ChunkKind>,
     /// JSON.
     pub metadata: Option<String>,
-    pub tags: Vec<String>,
+    /// None: those that it has stay.
+    pub tags: Option<Vec<String>>,
     /// Its KV is not computed before it is first asked for.
     pub is_lazy: bool,
 }
@@ -130,13 +131,19 @@ const NAME_LEN: usize = 256;
 const METADATA_LEN: usize = 16 << 10;
 
 impl NewChunk {
-    pub fn read(mut fields: Fields, content: Vec<u8>) -> Result<Self, ApiError> {
+    /// From JSON, where the content is text.
+    pub fn of_json(fields: &mut Fields) -> Result<Self, ApiError> {
+        let content = fields.required_text("content")?.into_bytes();
+        Self::read(fields, content)
+    }
+
+    pub fn read(fields: &mut Fields, content: Vec<u8>) -> Result<Self, ApiError> {
         Ok(Self {
             content,
             name: checked_name(fields.text("name")?)?,
             kind: kind(fields.text("kind")?)?,
             metadata: metadata(fields.value("metadata"))?,
-            tags: checked_tags(fields.texts("tags")?)?,
+            tags: tags(fields)?,
             is_lazy: !fields.flag("encode")?.unwrap_or(true),
         })
     }
@@ -174,7 +181,9 @@ pub fn metadata(value: Option<Value>) -> Result<Option<String>, ApiError> {
     Ok(Some(text))
 }
 
-pub fn checked_tags(tags: Vec<String>) -> Result<Vec<String>, ApiError> {
+fn tags(fields: &mut Fields) -> Result<Option<Vec<String>>, ApiError> {
+    let is_said = fields.peek("tags").is_some_and(|tags| !tags.is_null());
+    let tags = fields.texts("tags")?;
     let is_bad = |tag: &String| {
         tag.is_empty() || tag.chars().count() > TAG_LEN || tag.contains(char::is_control)
     };
@@ -184,5 +193,5 @@ pub fn checked_tags(tags: Vec<String>) -> Result<Vec<String>, ApiError> {
         );
         return Err(ApiError::invalid("tags", message));
     }
-    Ok(tags)
+    Ok(is_said.then_some(tags))
 }

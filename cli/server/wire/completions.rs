@@ -37,6 +37,7 @@ pub struct TextCompletion {
     pub model: String,
     pub choices: Vec<TextChoice>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     pub usage: Option<Option<Usage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strand: Option<Provenance>,
@@ -64,19 +65,14 @@ impl TextChoice {
         }
         self.finish_reason = self.finish_reason.or(next.finish_reason);
     }
-
-    pub fn says_something(&self) -> bool {
-        let more = self.logprobs.is_some() || self.token_ids.is_some();
-        !self.text.is_empty() || more || self.finish_reason.is_some()
-    }
 }
 
 /// OpenAI's default.
 const MAX_TOKENS: usize = 16;
 
 impl TextRequest {
-    pub fn read(mut fields: Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
-        let mut common = Common::read(&mut fields, limits)?;
+    pub fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
+        let mut common = Common::read(fields, limits)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         let max_tokens = fields.count("max_tokens", 0..=usize::MAX)?.unwrap_or(MAX_TOKENS);
         let prompt_only = max_tokens == 0;
@@ -87,9 +83,9 @@ impl TextRequest {
         common.sampling.max_tokens = Some(max_tokens.max(1));
         let logprobs = fields.count("logprobs", 0..=ServerLimits::LOGPROBS)?;
         common.sampling.logprobs = logprobs.map(|count| count as u32);
-        refuse_what_is_not_done(&mut fields, common.n)?;
+        refuse_what_is_not_done(fields, common.n)?;
         Ok(Self {
-            prompts: prompts(&mut fields, "prompt", ServerLimits::PROMPTS)?,
+            prompts: prompts(fields, "prompt", ServerLimits::PROMPTS)?,
             add_special_tokens: fields.flag("add_special_tokens")?.unwrap_or(true),
             common,
             echo,

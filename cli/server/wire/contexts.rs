@@ -31,8 +31,9 @@ pub struct Placed {
     pub active: bool,
 }
 
+/// A context as lists have it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ContextObject {
+pub struct ContextSummary {
     pub id: String,
     /// `context`
     pub object: &'static str,
@@ -42,9 +43,15 @@ pub struct ContextObject {
     pub updated: u64,
     pub num_chunks: u64,
     pub num_messages: u64,
-    /// Where one context is asked for.
+}
+
+/// One context.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ContextObject {
     #[serde(flatten)]
-    pub details: Option<ContextDetails>,
+    pub summary: ContextSummary,
+    #[serde(flatten)]
+    pub details: ContextDetails,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -79,7 +86,7 @@ pub const CHUNKS: usize = 1024;
 const SYSTEM_LEN: usize = 1 << 20;
 
 impl ContextChange {
-    pub fn read(mut fields: Fields) -> Result<Self, ApiError> {
+    pub fn read(fields: &mut Fields) -> Result<Self, ApiError> {
         let policy = library::policy(fields.text("policy")?.as_deref(), "policy")?;
         let system = fields.text("system")?;
         if system.as_ref().is_some_and(|system| system.len() > SYSTEM_LEN) {

@@ -5,5 +5,8 @@ pub mod chunks;
 pub mod common;
 pub mod completions;
 pub mod contexts;
+pub mod embeddings;
 pub mod messages;
+pub mod models;
 pub mod responses;
+pub mod tokens;

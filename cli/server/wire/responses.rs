@@ -1,7 +1,9 @@
 //! `/v1/responses`: what is asked, as the chat that it means.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use strand_models::Marks;
+use utoipa::ToSchema;
 
 use super::common::{self, Common, StreamOptions};
 use super::messages::{self, ChatMessage};
@@ -10,6 +12,7 @@ use crate::server::lenient::{Fields, wrong_type};
 use crate::server::state::ServerLimits;
 use crate::server::structured::Form;
 use crate::server::tools::Tools;
+use crate::server::usage::{CompletionDetails, PromptDetails, Provenance};
 
 /// A request, checked as far as it can be without the model.
 pub struct ResponseRequest {
@@ -22,6 +25,43 @@ pub struct ResponseRequest {
     pub previous: Option<String>,
     /// What the answer repeats of its request.
     pub echo: Map<String, Value>,
+}
+
+/// An answer, which grows field by field: this is what becomes of it. What it repeats of its
+/// request stands there too.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ResponseObject {
+    id: String,
+    /// `response`
+    object: &'static str,
+    created_at: u64,
+    completed_at: u64,
+    /// `completed`, or `incomplete` where `incomplete_details` says why
+    status: &'static str,
+    model: String,
+    /// Messages with text, and calls of functions.
+    output: Vec<Map<String, Value>>,
+    usage: ResponseUsage,
+    error: Option<Map<String, Value>>,
+    incomplete_details: Option<Map<String, Value>>,
+    tools: Vec<Value>,
+    tool_choice: Value,
+    parallel_tool_calls: bool,
+    metadata: Map<String, Value>,
+    text: Map<String, Value>,
+    truncation: &'static str,
+    store: bool,
+    background: bool,
+    strand: Provenance,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ResponseUsage {
+    input_tokens: usize,
+    input_tokens_details: PromptDetails,
+    output_tokens: usize,
+    output_tokens_details: CompletionDetails,
+    total_tokens: usize,
 }
 
 /// Fields that an answer repeats, and what stands there by default.
@@ -42,30 +82,30 @@ const ECHOED: [(&str, Value); 13] = [
 ];
 
 impl ResponseRequest {
-    pub fn read(mut fields: Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
-        let echo = echo(&fields);
-        refuse_what_is_not_done(&mut fields)?;
+    pub fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
+        let echo = echo(fields);
+        refuse_what_is_not_done(fields)?;
         let streams = fields.flag("stream")?.unwrap_or(false);
         let mut common = Common {
             model: fields.text("model")?,
             n: 1,
-            sampling: common::sampling(&mut fields)?,
+            sampling: common::sampling(fields)?,
             stream: streams.then(StreamOptions::default),
-            cache_salt: common::cache_salt(&mut fields)?,
+            cache_salt: common::cache_salt(fields)?,
             ..Common::default()
         };
         common.sampling.max_tokens = fields.count("max_output_tokens", 1..=usize::MAX)?;
-        common.sampling.logprobs = logprobs(&mut fields)?;
+        common.sampling.logprobs = logprobs(fields)?;
         let mut text = fields.object("text")?;
         let format = text.as_mut().map(|text| text.object("format")).transpose()?.flatten();
         let form = format.map(|format| Form::of_format("text.format", format)).transpose()?;
         // an empty list is what some clients send for none
         let tools = match fields.peek("tools").and_then(Value::as_array) {
             Some(list) if list.is_empty() => Tools::default(),
-            _ => Tools::read(&mut fields)?,
+            _ => Tools::read(fields)?,
         };
         Ok(Self {
-            said: said(&mut fields, limits)?,
+            said: said(fields, limits)?,
             instructions: fields.text("instructions")?,
             previous: fields.text("previous_response_id")?,
             form: form.flatten(),
