@@ -4,7 +4,7 @@
 # people's judges of the server. Prints what was run, on what, and how it ended; results are kept
 # in tests/results/.
 #
-#     tests/slow.sh [STEP...]      [default: histories processes soak timing fuzz judges]
+#     tests/slow.sh [STEP...]      [default: histories processes soak timing fuzz spans judges]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
@@ -31,7 +31,7 @@ fuzz() {
     rm -rf "$found"
 }
 
-for step in "${@:-histories processes soak timing fuzz judges}"; do
+for step in "${@:-histories processes soak timing fuzz spans judges}"; do
     for name in $step; do
         case $name in
         histories) run histories STRAND_HISTORIES="${HISTORIES:-2000}" ;;
@@ -39,6 +39,7 @@ for step in "${@:-histories processes soak timing fuzz judges}"; do
         soak) run server_soak STRAND_SOAK_SECONDS="${SOAK_SECONDS:-600}" ;;
         timing) run server_timing STRAND_PROBES="${PROBES:-500}" ;;
         fuzz) fuzz ;;
+        spans) run server_traces CARGO_TERM_QUIET=true --features otel ;;
         judges) printf '\n== judges\n' && tests/clients/judges.sh ;;
         *) echo "there is no step $name" >&2 && exit 2 ;;
         esac

@@ -90,6 +90,9 @@ for path in PATHS.values():
         content = operation.get("requestBody", {"content": {}})["content"]
         for media in content.values():
             media["schema"]["properties"]["model"] = {"const": "strand-demo"}
+            # the SDK's type of a vector is what it has become of the base64 that it asks for
+            if "encoding_format" in media["schema"]["properties"]:
+                media["schema"]["properties"]["encoding_format"] = {"const": "float"}
             # what an answer may take, on a small machine
             for name in ["max_tokens", "max_completion_tokens", "max_output_tokens"]:
                 if name in media["schema"]["properties"]:
