@@ -14,7 +14,8 @@ grep -m1 'model name' /proc/cpuinfo
 
 run() {
     printf '\n== %s\n' "$*"
-    env "${@:2}" cargo test --locked --workspace --test tests -- --nocapture "$1" 2>/dev/null |
+    env "${@:2}" cargo test --locked --workspace ${FEATURES:+--features "$FEATURES"} --test tests \
+        -- --nocapture "$1" 2>/dev/null |
         grep -E '^(test |[0-9]+ histories|[0-9]+ kills|[0-9]+ clients|[a-z]+: [0-9]+ probes|test result)'
 }
 
@@ -39,7 +40,7 @@ for step in "${@:-histories processes soak timing fuzz spans judges}"; do
         soak) run server_soak STRAND_SOAK_SECONDS="${SOAK_SECONDS:-600}" ;;
         timing) run server_timing STRAND_PROBES="${PROBES:-500}" ;;
         fuzz) fuzz ;;
-        spans) run server_traces CARGO_TERM_QUIET=true --features otel ;;
+        spans) FEATURES=otel run server_traces ;;
         judges) printf '\n== judges\n' && tests/clients/judges.sh ;;
         *) echo "there is no step $name" >&2 && exit 2 ;;
         esac
