@@ -10,7 +10,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use strand_engine::context::ReusePolicy;
 use strand_engine::store::Codec;
-use strand_engine::{EngineConfig, Restore};
+use strand_engine::{Device, EngineConfig, Restore};
 use strand_kernels::{KvDtype, WeightDtype};
 use strand_models::Training;
 
@@ -136,9 +136,17 @@ pub struct PromptArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = ENGINE)]
 pub struct EngineArgs {
-    /// Where to compute: auto or cpu
+    /// Where to compute: auto (the first GPU if there is one), cpu, or cuda[:N] in programs built
+    /// with CUDA
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     pub device: Device,
+    /// On a GPU, answer in the same bits whatever else it computes; slower
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Share of a GPU's memory for weights and KV together
+    #[arg(long, value_name = "SHARE", value_parser = parse_share, allow_negative_numbers = true,
+          default_value_t = EngineConfig::default().gpu_memory_utilization)]
+    pub gpu_memory_utilization: f64,
     /// Type of the weights; auto takes what is stored
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
@@ -276,6 +284,9 @@ pub enum BenchCommand {
 
 #[derive(Debug, Args)]
 pub struct KernelsArgs {
+    /// What to measure: cpu, or cuda[:N] in programs built with CUDA
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    pub device: Device,
     /// Threads that compute [default: all cores]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub threads: Option<usize>,
@@ -480,12 +491,6 @@ pub enum ModelsCommand {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device {
-    Auto,
-    Cpu,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
     Auto,
@@ -516,15 +521,21 @@ impl Dtype {
 
 /// Refuses what this build can't do, so the text is an error of usage.
 fn parse_device(text: &str) -> Result<Device, String> {
-    let number = match text.split_once(':') {
-        None if text == "auto" => return Ok(Device::Auto),
-        None if text == "cpu" => return Ok(Device::Cpu),
-        None if text == "cuda" => Ok(0),
-        Some(("cuda", number)) => number.parse::<usize>(),
-        _ => return Err("expected auto, cpu or cuda[:N]".to_owned()),
-    };
-    let number = number.map_err(|_| "expected a device number after cuda:".to_owned())?;
-    Err(format!("cuda:{number} is not built into this program; use auto or cpu"))
+    let device = Device::parse(text).ok_or("expected auto, cpu or cuda[:N]")?;
+    if !device.is_built() {
+        return Err(format!(
+            "{device} is not built into this program; use auto or cpu, or build it with \
+             --features cuda"
+        ));
+    }
+    Ok(device)
+}
+
+/// Above 0 and at most 1.
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.trim().parse().map_err(|_| "expected a number like 0.9".to_owned())?;
+    let is_share = share > 0.0 && share <= 1.0;
+    is_share.then_some(share).ok_or_else(|| "must be above 0 and at most 1".to_owned())
 }
 
 fn parse_policy(text: &str) -> Result<ReusePolicy, String> {

@@ -22,6 +22,9 @@ pub fn source(model: Option<&str>) -> Result<ModelSource> {
 /// What the flags ask of the engine.
 pub fn config(args: &EngineArgs) -> EngineConfig {
     EngineConfig {
+        device: args.device,
+        deterministic: args.deterministic,
+        gpu_memory_utilization: args.gpu_memory_utilization,
         dtype: args.dtype.weights(),
         kv_dtype: args.kv_dtype.kv(),
         block_size: args.block_size,
@@ -44,7 +47,7 @@ pub fn start(
     store: Option<Store>,
     common: &CommonArgs,
 ) -> Result<EngineHandle> {
-    let Loaded { engine, facts, files } = load(source, config, store, common)?;
+    let Loaded { engine, facts, files, .. } = load(source, config, store, common)?;
     Ok(EngineHandle::spawn(engine, facts, files))
 }
 
@@ -62,6 +65,9 @@ pub fn load(
         progress.update(done, total);
     })?;
     drop(progress);
+    if let Some(note) = &loaded.note {
+        crate::note(note);
+    }
     if common.verbose {
         let seconds = started.elapsed().as_secs_f64();
         let (name, plan) = (&loaded.facts.name, loaded.engine.plan());

@@ -202,7 +202,8 @@ mod tests {
             vec!["strand", "generate", "--prompt-ids", "1,x"],
             vec!["strand", "generate", "--prompt-ids", "1", "--chat"],
             vec!["strand", "generate", "-p", "x", "--logprobs", "2"],
-            vec!["strand", "generate", "-p", "x", "--device", "cuda"],
+            vec!["strand", "generate", "-p", "x", "--device", "gpu"],
+            vec!["strand", "generate", "-p", "x", "--gpu-memory-utilization", "1.5"],
         ] {
             let error = with_file(&argv, "").unwrap_err();
             assert_eq!(error.downcast::<clap::Error>().unwrap().exit_code(), 2, "{argv:?}");

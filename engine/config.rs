@@ -3,14 +3,22 @@
 use std::fmt;
 
 use strand_kernels::{KvDtype, WeightDtype};
-use strand_models::ModelConfig;
+use strand_layers::gpu_attention::GpuSizes;
+use strand_models::{GpuDecoder, ModelConfig};
 
+use crate::device::Device;
 use crate::error::{Error, at_least, at_most};
 use crate::store::Codec;
 
 /// What the user gave; `None` leaves the choice to [`EnginePlan::resolve`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
+    /// Where to compute.
+    pub device: Device,
+    /// On a GPU: a row's bits depend on nothing but what it sees. On the CPU they never do.
+    pub deterministic: bool,
+    /// Share of a GPU's memory that weights, workspaces and KV may take together.
+    pub gpu_memory_utilization: f64,
     /// Of the weights and the products.
     pub dtype: Option<WeightDtype>,
     pub kv_dtype: Option<KvDtype>,
@@ -34,6 +42,9 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            device: Device::Cpu,
+            deterministic: false,
+            gpu_memory_utilization: 0.9,
             dtype: None,
             kv_dtype: None,
             block_size: 16,
@@ -65,6 +76,10 @@ impl EngineConfig {
         at_most("block_size", self.block_size, MAX_BLOCK_SIZE)?;
         at_most("threads", self.threads.unwrap_or(1), MAX_THREADS)?;
         at_least("max_model_len", self.max_model_len.unwrap_or(2), 2)?;
+        let share = self.gpu_memory_utilization;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(Error::Utilization { share });
+        }
         let supported = model.max_position_embeddings;
         match self.max_model_len {
             Some(asked) if asked > supported => Err(Error::LengthBeyondModel { asked, supported }),
@@ -74,15 +89,29 @@ impl EngineConfig {
 }
 
 /// What the machine offers, passed in so that a plan is a pure function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     pub free_memory: u64,
     pub threads: usize,
+    /// The GPU that computes, if one does.
+    pub gpu: Option<GpuFacts>,
+}
+
+/// A GPU as a plan sees it; memory in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuFacts {
+    /// As `--device` spells it.
+    pub device: String,
+    pub free_memory: u64,
+    pub total_memory: u64,
 }
 
 /// What was decided. Immutable; printed at start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnginePlan {
+    /// As `--device` spells it.
+    pub device: String,
+    pub deterministic: bool,
     pub dtype: WeightDtype,
     pub kv_dtype: KvDtype,
     pub block_size: usize,
@@ -124,29 +153,25 @@ impl EnginePlan {
         machine: &Machine,
     ) -> Result<Self, Error> {
         asked.check(model)?;
+        let (dtype, kv_dtype) = types(asked, model, machine)?;
         let supported = model.max_position_embeddings;
-        let dtype = asked.dtype.unwrap_or(model.dtype);
-        let kv_dtype = asked.kv_dtype.unwrap_or(match dtype {
-            WeightDtype::F32 => KvDtype::F32,
-            WeightDtype::F16 | WeightDtype::Quantized => KvDtype::F16,
-            WeightDtype::Bf16 => KvDtype::Bf16,
-        });
         let block_bytes = block_bytes(model, asked.block_size, kv_dtype);
         let wanted_len = asked.max_model_len.unwrap_or(supported.min(DEFAULT_MAX_MODEL_LEN));
         let blocks_of = |tokens: usize| tokens.div_ceil(asked.block_size);
+        let budget = Budget::of(asked, model, machine, (dtype, wanted_len));
         let pool_bytes = asked.kv_memory.unwrap_or_else(|| {
             let all = block_bytes
                 .saturating_mul(asked.max_num_seqs as u64)
                 .saturating_mul(blocks_of(wanted_len) as u64);
-            let weights = model.num_parameters().saturating_mul(dtype.size() as u64);
-            let left = machine.free_memory.saturating_sub(weights);
-            all.min((left as f64 * KV_SHARE) as u64)
+            // what a GPU has left keeps chunks; a computer's memory has other uses
+            if machine.gpu.is_some() { budget.pool } else { all.min(budget.pool) }
         });
-        if pool_bytes > machine.free_memory {
-            return Err(Error::PoolBeyondMemory { pool_bytes, free: machine.free_memory });
+        if pool_bytes > budget.free {
+            return Err(Error::PoolBeyondMemory { pool_bytes, free: budget.free });
         }
         let host_memory = asked.host_memory.unwrap_or_else(|| {
-            let left = machine.free_memory.saturating_sub(pool_bytes);
+            let pool = if machine.gpu.is_some() { 0 } else { pool_bytes };
+            let left = machine.free_memory.saturating_sub(pool);
             (left as f64 * HOST_SHARE) as u64
         });
         if host_memory > machine.free_memory {
@@ -171,6 +196,8 @@ impl EnginePlan {
             });
         }
         Ok(Self {
+            device: machine.gpu.as_ref().map_or("cpu", |gpu| &gpu.device).to_owned(),
+            deterministic: asked.deterministic || machine.gpu.is_none(),
             dtype,
             kv_dtype,
             block_size: asked.block_size,
@@ -187,6 +214,69 @@ impl EnginePlan {
             disk_space: asked.disk_space,
             attention_scale: attention_scale(model),
         })
+    }
+}
+
+/// The types weights compute in and KV is stored in. A GPU has no products of f32.
+fn types(
+    asked: &EngineConfig,
+    model: &ModelConfig,
+    machine: &Machine,
+) -> Result<(WeightDtype, KvDtype), Error> {
+    let on_gpu = machine.gpu.is_some();
+    if on_gpu && (asked.dtype == Some(WeightDtype::F32) || asked.kv_dtype == Some(KvDtype::F32)) {
+        return Err(Error::NoF32);
+    }
+    let dtype = match asked.dtype.unwrap_or(model.dtype) {
+        WeightDtype::F32 if on_gpu => WeightDtype::Bf16,
+        dtype => dtype,
+    };
+    let kv_dtype = asked.kv_dtype.unwrap_or(match dtype {
+        WeightDtype::F32 => KvDtype::F32,
+        WeightDtype::F16 | WeightDtype::Quantized => KvDtype::F16,
+        WeightDtype::Bf16 => KvDtype::Bf16,
+    });
+    if on_gpu && (dtype == WeightDtype::Bf16) != (kv_dtype == KvDtype::Bf16) {
+        return Err(Error::KvOfAnotherType { weights: dtype.name(), kv: kv_dtype.name() });
+    }
+    Ok((dtype, kv_dtype))
+}
+
+/// Bytes where KV may lie.
+struct Budget {
+    /// More can't be had.
+    free: u64,
+    /// For the pool when the user says nothing.
+    pool: u64,
+}
+
+impl Budget {
+    fn of(
+        asked: &EngineConfig,
+        model: &ModelConfig,
+        machine: &Machine,
+        (dtype, length): (WeightDtype, usize),
+    ) -> Self {
+        // a GPU widens what is quantized
+        let size = if machine.gpu.is_some() { dtype.size().max(2) } else { dtype.size() };
+        let weights = model.num_parameters().saturating_mul(size as u64);
+        let Some(gpu) = &machine.gpu else {
+            let left = machine.free_memory.saturating_sub(weights);
+            return Self { free: machine.free_memory, pool: (left as f64 * KV_SHARE) as u64 };
+        };
+        let sizes = GpuSizes {
+            tokens: asked.max_num_batched_tokens,
+            sequences: asked.max_num_seqs,
+            positions: length,
+        };
+        let workspaces = GpuDecoder::workspace_bytes(model, sizes, asked.deterministic);
+        let ours = weights.saturating_add(workspaces);
+        let taken = gpu.total_memory.saturating_sub(gpu.free_memory);
+        let share = (gpu.total_memory as f64 * asked.gpu_memory_utilization) as u64;
+        Self {
+            free: gpu.free_memory.saturating_sub(ours),
+            pool: share.saturating_sub(taken).saturating_sub(ours),
+        }
     }
 }
 
@@ -216,8 +306,10 @@ impl fmt::Display for EnginePlan {
         let mib = (self.num_blocks as u64 * self.block_bytes) as f64 / (1 << 20) as f64;
         write!(
             f,
-            "weights {}, kv {}: {} blocks of {} tokens ({mib:.0} MiB); \
+            "{}{}, weights {}, kv {}: {} blocks of {} tokens ({mib:.0} MiB); \
              at most {} tokens a sequence, {} sequences, {} tokens a step; {} threads",
+            self.device,
+            if self.deterministic && self.device != "cpu" { " (deterministic)" } else { "" },
             self.dtype.name(),
             self.kv_dtype.name(),
             self.num_blocks,
@@ -236,7 +328,7 @@ mod tests {
 
     use super::*;
 
-    const MACHINE: Machine = Machine { free_memory: 1 << 30, threads: 2 };
+    const MACHINE: Machine = Machine { free_memory: 1 << 30, threads: 2, gpu: None };
 
     fn model() -> ModelConfig {
         ModelFiles::open(&ModelSource::Demo).expect("it is part of the program").config
@@ -270,5 +362,56 @@ mod tests {
         let plan = resolve(EngineConfig::default(), &machine).expect("it fits");
         let pool = plan.num_blocks as u64 * plan.block_bytes;
         assert!(pool <= 32 << 20 && pool + plan.block_bytes > 32 << 20, "{pool}");
+    }
+
+    /// A GPU of 8 GiB, of which another program has taken one.
+    fn with_gpu() -> Machine {
+        let (free_memory, total_memory) = (7 << 30, 8 << 30);
+        let gpu = GpuFacts { device: "cuda:0".to_owned(), free_memory, total_memory };
+        Machine { gpu: Some(gpu), ..MACHINE }
+    }
+
+    #[test]
+    fn on_a_gpu_the_pool_takes_its_share_less_all_else() {
+        let asked = EngineConfig { gpu_memory_utilization: 0.5, ..EngineConfig::default() };
+        let plan = resolve(asked.clone(), &with_gpu()).expect("it fits");
+        assert_eq!((plan.device.as_str(), plan.deterministic), ("cuda:0", false));
+        let pool = plan.num_blocks as u64 * plan.block_bytes;
+        let weights = model().num_parameters() * 2;
+        let sizes = GpuSizes { tokens: 1024, sequences: 256, positions: 4096 };
+        let workspaces = GpuDecoder::workspace_bytes(&model(), sizes, false);
+        let expected = (4 << 30) - (1 << 30) - weights - workspaces;
+        assert!(pool <= expected && pool + plan.block_bytes > expected, "{pool} of {expected}");
+        // the host's memory is not the pool's
+        assert_eq!(plan.host_memory, (1 << 30) / 4);
+        let own = EngineConfig { kv_memory: Some(1 << 30), ..asked };
+        let plan = resolve(own, &with_gpu()).expect("it fits");
+        assert_eq!(plan.num_blocks as u64, (1 << 30) / plan.block_bytes);
+    }
+
+    #[test]
+    fn what_a_gpu_cannot_compute_is_refused_by_name() {
+        let base = EngineConfig::default();
+        let refuses = |asked: EngineConfig, text: &str| {
+            let message = resolve(asked, &with_gpu()).expect_err("it can't work").to_string();
+            assert!(message.contains(text), "{message}");
+        };
+        let dtype = Some(WeightDtype::F32);
+        refuses(EngineConfig { dtype, ..base.clone() }, "not in f32; use --dtype bf16");
+        let kv_dtype = Some(KvDtype::F16);
+        refuses(EngineConfig { kv_dtype, ..base.clone() }, "f16 KV beside bf16 weights");
+        refuses(EngineConfig { kv_memory: Some(7 << 30), ..base.clone() }, "lower --kv-memory");
+        for gpu_memory_utilization in [0.0, -1.0, 1.5, f64::NAN] {
+            let asked = EngineConfig { gpu_memory_utilization, ..base.clone() };
+            refuses(asked, "gpu_memory_utilization is");
+        }
+        let small = EngineConfig { gpu_memory_utilization: 0.13, ..base };
+        refuses(small, "the KV pool of 0 bytes holds 0 blocks");
+    }
+
+    #[test]
+    fn on_the_cpu_every_plan_is_deterministic() {
+        let plan = resolve(EngineConfig::default(), &MACHINE).expect("it fits");
+        assert_eq!((plan.device.as_str(), plan.deterministic), ("cpu", true));
     }
 }

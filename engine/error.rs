@@ -48,6 +48,18 @@ pub enum Error {
          free; lower --host-memory"
     )]
     HostBeyondMemory { asked: u64, free: u64 },
+    #[error(
+        "gpu_memory_utilization is {share}, it must be above 0 and at most 1: the share of the \
+         GPU's memory to use"
+    )]
+    Utilization { share: f64 },
+    #[error("a GPU computes in bf16 or f16, not in f32; use --dtype bf16 or --device cpu")]
+    NoF32,
+    #[error(
+        "on a GPU KV has the type of what is computed: {kv} KV beside {weights} weights can't be; \
+         leave --kv-dtype out"
+    )]
+    KvOfAnotherType { weights: &'static str, kv: &'static str },
     #[error("max_model_len {asked} exceeds the {supported} positions the model was made for")]
     LengthBeyondModel { asked: usize, supported: usize },
     #[error("{0}")]
@@ -102,6 +114,8 @@ pub enum Error {
     #[error("tensor operation failed: {0}")]
     Tensor(Arc<candle_core::Error>),
     #[error(transparent)]
+    Device(Arc<strand_kernels::Error>),
+    #[error(transparent)]
     Store(Arc<crate::store::StoreError>),
     #[error("the code that reads and writes files has failed at this, and says where; try again")]
     FilesFailed,
@@ -118,6 +132,12 @@ impl From<crate::store::StoreError> for Error {
 impl From<strand_models::Error> for Error {
     fn from(error: strand_models::Error) -> Self {
         Self::Model(Arc::new(error))
+    }
+}
+
+impl From<strand_kernels::Error> for Error {
+    fn from(error: strand_kernels::Error) -> Self {
+        Self::Device(Arc::new(error))
     }
 }
 

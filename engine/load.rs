@@ -3,14 +3,22 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use strand_kernels::gpu::Gpu;
 use strand_kernels::{RotaryTable, Threads, numerics};
+use strand_layers::gpu_attention::GpuSizes;
+use strand_layers::gpu_kv_cache::GpuKvCache;
 use strand_layers::kv_cache::{KvCache, KvCacheShape};
-use strand_models::{Decoder, Fingerprint, ModelConfig, ModelFiles, digest};
+use strand_models::{
+    Decoder, Fingerprint, GpuArithmetic, GpuDecoder, ModelConfig, ModelFiles, digest,
+};
 
 use crate::cache::{DiskFile, KvIdentity};
 use crate::config::{EngineConfig, EnginePlan, Machine};
+use crate::cpu_runner::CpuRunner;
+use crate::device::{self, Opened};
 use crate::engine::{DiskSetup, Engine, TierSetup};
 use crate::error::Error;
+use crate::gpu_runner::GpuRunner;
 use crate::handle::{EngineHandle, ModelFacts};
 use crate::io::{IoFiles, IoWorker};
 use crate::model_runner::ModelRunner;
@@ -36,6 +44,8 @@ pub struct Loaded {
     pub facts: ModelFacts,
     /// Who carries out the engine's [`IoJob`](crate::IoJob)s.
     pub files: Option<IoFiles>,
+    /// Why it computes elsewhere than one might have expected, for people.
+    pub note: Option<String>,
 }
 
 /// The engine alone, with what belongs to it.
@@ -45,22 +55,19 @@ pub fn load(
     store: Option<Store>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Loaded, Error> {
-    let model = &files.config;
-    let plan = EnginePlan::resolve(config, model, &Machine::this())?;
-    let threads = Threads::new(plan.threads);
-    let decoder =
-        Decoder::load(model, &files.weights, plan.dtype, plan.max_model_len, &threads, progress)?;
-    let shape = KvCacheShape {
-        layers: model.num_hidden_layers,
-        num_blocks: plan.num_blocks,
-        block_size: plan.block_size,
-        kv_heads: model.num_key_value_heads,
-        head_dim: model.head_dim,
+    let Opened { gpu, note } = device::open(config.device)?;
+    let (gpu, facts) = gpu.unzip();
+    let plan = EnginePlan::resolve(config, &files.config, &Machine::this(facts))?;
+    let (runner, rotary) = match &gpu {
+        None => on_cpu(&files, &plan, progress)?,
+        Some(gpu) => on_gpu(gpu, &files, &plan, progress)?,
     };
-    let kv_cache = KvCache::new(shape, plan.kv_dtype, &threads)?;
+    let numerics = match &gpu {
+        None => numerics(plan.dtype, plan.kv_dtype),
+        Some(gpu) => device::numerics(gpu, &plan),
+    };
     let eos = files.generation.stop_token_ids.clone();
-    let (tiers, io_files) = tiers(&files, &plan, store, decoder.rotary())?;
-    let runner = ModelRunner::new(decoder, kv_cache);
+    let (tiers, io_files) = tiers(&files, &plan, store, (numerics, &rotary))?;
     let engine = Engine::new(plan, runner, files.tokenizer.clone(), eos, tiers);
     let facts = ModelFacts {
         name: files.name,
@@ -69,7 +76,54 @@ pub fn load(
         generation: files.generation,
         training: files.training,
     };
-    Ok(Loaded { engine, facts, files: io_files })
+    Ok(Loaded { engine, facts, files: io_files, note })
+}
+
+type Running = (ModelRunner, Arc<RotaryTable>);
+
+fn on_cpu(
+    files: &ModelFiles,
+    plan: &EnginePlan,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Running, Error> {
+    let threads = Threads::new(plan.threads);
+    let (config, length) = (&files.config, plan.max_model_len);
+    let decoder = Decoder::load(config, &files.weights, plan.dtype, length, &threads, progress)?;
+    let kv_cache = KvCache::new(kv_shape(config, plan), plan.kv_dtype, &threads)?;
+    let rotary = decoder.rotary().clone();
+    Ok((ModelRunner::Cpu(Box::new(CpuRunner::new(decoder, kv_cache))), rotary))
+}
+
+fn on_gpu(
+    gpu: &Gpu,
+    files: &ModelFiles,
+    plan: &EnginePlan,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Running, Error> {
+    let threads = Threads::new(plan.threads);
+    let sizes = GpuSizes {
+        tokens: plan.max_num_batched_tokens,
+        sequences: plan.max_num_seqs,
+        positions: plan.max_model_len,
+    };
+    let arithmetic = GpuArithmetic { dtype: plan.dtype, deterministic: plan.deterministic };
+    let slots = plan.num_blocks * plan.block_size;
+    let model = (&files.config, &files.weights);
+    let decoder = GpuDecoder::load((gpu, &threads), model, arithmetic, (sizes, slots), progress)?;
+    let kv_cache = GpuKvCache::new(gpu, kv_shape(&files.config, plan), plan.kv_dtype)?;
+    let rotary = decoder.rotary().clone();
+    let runner = GpuRunner::new(gpu.clone(), decoder, kv_cache, sizes)?;
+    Ok((ModelRunner::Gpu(Box::new(runner)), rotary))
+}
+
+fn kv_shape(config: &ModelConfig, plan: &EnginePlan) -> KvCacheShape {
+    KvCacheShape {
+        layers: config.num_hidden_layers,
+        num_blocks: plan.num_blocks,
+        block_size: plan.block_size,
+        kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+    }
 }
 
 /// What the engine knows of its tiers, and who reads and writes the files.
@@ -77,11 +131,11 @@ fn tiers(
     files: &ModelFiles,
     plan: &EnginePlan,
     store: Option<Store>,
-    rotary: &Arc<RotaryTable>,
+    (numerics, rotary): (String, &Arc<RotaryTable>),
 ) -> Result<(TierSetup, Option<IoFiles>), Error> {
     let identity = KvIdentity {
         tokenizer: files.tokenizer_digest,
-        numerics: numerics(plan.dtype, plan.kv_dtype),
+        numerics,
         rope: rope(&files.config),
         ..KvIdentity::default()
     };

@@ -2,18 +2,20 @@
 
 use std::fs;
 
-use crate::config::Machine;
+use crate::config::{GpuFacts, Machine};
 
 /// Taken where the system doesn't say.
 const UNKNOWN_MEMORY: u64 = 4 << 30;
 
 impl Machine {
-    /// Free memory (the system's, or what the control group leaves) and processors.
-    pub fn this() -> Self {
+    /// Free memory (the system's, or what the control group leaves), processors, and the GPU that
+    /// was chosen.
+    pub fn this(gpu: Option<GpuFacts>) -> Self {
         let free = [system_memory(), group_memory()].into_iter().flatten().min();
         Self {
             free_memory: free.unwrap_or(UNKNOWN_MEMORY),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            gpu,
         }
     }
 }

@@ -1,179 +1,56 @@
-//! Carries a batch out on the model: inputs, forward, sampling.
-//!
-//! The only part of the engine that holds tensors.
+//! Carries a batch out on the model, wherever that lies.
 
-use std::sync::Arc;
+use strand_kernels::gpu::Gpu;
 
-use candle_core::Tensor;
-use strand_kernels::{BlockTables, filter_view};
-use strand_layers::attention::AttentionMetadata;
-use strand_layers::kv_cache::KvCache;
-use strand_layers::sampler::{self, DrawContext};
-use strand_models::Decoder;
-
-use crate::batch::{Batch, BatchRow, RowOutput, Runner, SampleRequest, Sampled};
+use crate::batch::{Batch, RowOutput, Runner};
+use crate::cpu_runner::CpuRunner;
 use crate::error::Error;
-use crate::grammar::PendingMask;
+use crate::gpu_runner::GpuRunner;
 use crate::segment_kv::SegmentKv;
 
 /// The model and its KV pool.
-pub struct ModelRunner {
-    decoder: Decoder,
-    kv_cache: KvCache,
+pub enum ModelRunner {
+    Cpu(Box<CpuRunner>),
+    Gpu(Box<GpuRunner>),
 }
 
 impl ModelRunner {
-    pub fn new(decoder: Decoder, kv_cache: KvCache) -> Self {
-        Self { decoder, kv_cache }
+    /// Fills blocks of the pool with NaN: whoever reads a row that holds nothing is found out.
+    pub fn poison(&mut self, blocks: &[u32]) -> Result<(), Error> {
+        match self {
+            Self::Cpu(runner) => runner.poison(blocks),
+            Self::Gpu(runner) => runner.poison(blocks),
+        }
     }
 
-    /// The pool, for tests that poison or inspect it.
-    pub fn kv_cache_mut(&mut self) -> &mut KvCache {
-        &mut self.kv_cache
+    /// The GPU it computes on, if any: for those who count what it is asked.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Gpu(runner) => Some(runner.gpu()),
+        }
     }
 }
 
 impl Runner for ModelRunner {
     fn run(&mut self, batch: &Batch) -> Result<Vec<Result<RowOutput, Error>>, Error> {
-        let inputs = Inputs::of(batch, self.kv_cache.block_size);
-        let (logits, hidden) = self.decoder.forward_with_hidden(
-            &inputs.ids,
-            &inputs.metadata,
-            &mut self.kv_cache,
-            &inputs.logits_rows,
-            &inputs.hidden_rows,
-        )?;
-        let vocab_size = self.decoder.vocab_size();
-        let mut logits = to_rows(&logits)?;
-        let mut hidden = hidden.to_vec2::<f32>()?.into_iter();
-        let mut outputs = Vec::with_capacity(batch.rows.len());
-        let mut rows = logits.chunks_exact_mut(vocab_size);
-        let mut failure = None;
-        for row in &batch.rows {
-            let output = row_output(row, &mut rows, &mut hidden).and_then(|output| {
-                let error = || failure.get_or_insert_with(|| self.name_the_layer(&inputs)).clone();
-                output.ok_or_else(error)
-            });
-            outputs.push(output);
+        match self {
+            Self::Cpu(runner) => runner.run(batch),
+            Self::Gpu(runner) => runner.run(batch),
         }
-        Ok(outputs)
     }
 
     fn gather(&mut self, slots: &[u32]) -> Result<SegmentKv, Error> {
-        Ok(SegmentKv::new(self.kv_cache.gather(slots)?, self.kv_cache.num_frames()))
+        match self {
+            Self::Cpu(runner) => runner.gather(slots),
+            Self::Gpu(runner) => runner.gather(slots),
+        }
     }
 
     fn scatter(&mut self, kv: &SegmentKv, first_row: usize, slots: &[u32]) -> Result<(), Error> {
-        Ok(self.kv_cache.scatter(slots, kv.bytes(), first_row)?)
-    }
-}
-
-impl ModelRunner {
-    /// Computes the step again, looking at every layer's output. The same rows are written to
-    /// the same places, so nothing changes.
-    fn name_the_layer(&mut self, inputs: &Inputs) -> Error {
-        let found =
-            self.decoder.first_non_finite(&inputs.ids, &inputs.metadata, &mut self.kv_cache);
-        match found {
-            Ok(layer) => Error::NotANumber { layer: layer.unwrap_or_else(|| "lm_head".into()) },
-            Err(error) => error.into(),
+        match self {
+            Self::Cpu(runner) => runner.scatter(kv, first_row, slots),
+            Self::Gpu(runner) => runner.scatter(kv, first_row, slots),
         }
     }
-}
-
-fn to_rows(logits: &Tensor) -> Result<Vec<f32>, Error> {
-    Ok(logits.flatten_all()?.to_vec1::<f32>()?)
-}
-
-/// The forward's arguments.
-struct Inputs {
-    ids: Vec<u32>,
-    metadata: AttentionMetadata,
-    logits_rows: Vec<u32>,
-    hidden_rows: Vec<u32>,
-}
-
-impl Inputs {
-    fn of(batch: &Batch, block_size: usize) -> Self {
-        let mut ids = Vec::with_capacity(batch.num_tokens());
-        let mut positions = Vec::with_capacity(batch.num_tokens());
-        let mut slot_mapping = Vec::with_capacity(batch.num_tokens());
-        let mut cu_seqlens_q = vec![0];
-        let mut tables = BlockTables { entries: Vec::new(), cu_entries: vec![0] };
-        let (mut logits_rows, mut hidden_rows) = (Vec::new(), Vec::new());
-        for row in &batch.rows {
-            let first = ids.len() as u32;
-            ids.extend_from_slice(&row.tokens);
-            positions.extend(row.start..row.start + row.tokens.len() as u32);
-            slot_mapping.extend_from_slice(&row.slot_mapping);
-            cu_seqlens_q.push(ids.len() as u32);
-            filter_view(&row.view, block_size, &mut tables.entries);
-            tables.cu_entries.push(tables.entries.len() as u32);
-            if let Some(wanted) = &row.prompt_logprobs {
-                logits_rows.extend(wanted.rows.clone().map(|row| first + row as u32));
-            }
-            hidden_rows.extend(row.hidden.clone().map(|row| first + row as u32));
-            if row.sample.is_some() {
-                logits_rows.push(ids.len() as u32 - 1);
-            }
-        }
-        let positions = Arc::new(positions);
-        let metadata = AttentionMetadata {
-            slot_mapping: Arc::new(slot_mapping),
-            stored_positions: positions.clone(),
-            positions,
-            cu_seqlens_q: Arc::new(cu_seqlens_q),
-            tables: Arc::new(tables),
-        };
-        Self { ids, metadata, logits_rows, hidden_rows }
-    }
-}
-
-/// Reads a row's logits and hidden states in the order [`Inputs::of`] asked for them; `None` where
-/// one is not a number.
-///
-/// # Errors
-/// The grammar can't say what may come next.
-fn row_output<'a>(
-    row: &BatchRow,
-    rows: &mut impl Iterator<Item = &'a mut [f32]>,
-    hidden: &mut impl Iterator<Item = Vec<f32>>,
-) -> Result<Option<RowOutput>, Error> {
-    let hidden: Vec<Vec<f32>> = hidden.take(row.hidden.len()).collect();
-    let mut is_sound = hidden.iter().flatten().all(|value| value.is_finite());
-    let mut output = RowOutput { id: row.id, sampled: None, prompt_logprobs: Vec::new(), hidden };
-    let mut next_row = || {
-        let logits = rows.next().expect("one row of logits for every row asked for");
-        is_sound &= logits.iter().all(|logit| logit.is_finite());
-        logits
-    };
-    if let Some(wanted) = &row.prompt_logprobs {
-        for &token in &wanted.next {
-            output.prompt_logprobs.push(sampler::logprobs(next_row(), token, wanted.top));
-        }
-    }
-    if let Some(wanted) = &row.sample {
-        let logits = next_row();
-        if logits.iter().all(|logit| logit.is_finite()) {
-            output.sampled = Some(choose(logits, wanted)?);
-        }
-    }
-    Ok(is_sound.then_some(output))
-}
-
-fn choose(logits: &mut [f32], wanted: &SampleRequest) -> Result<Sampled, Error> {
-    let before = wanted.logprobs.map(|_| logits.to_vec());
-    let (prompt, generated) = wanted.history.split_at(wanted.prompt_len);
-    let context = DrawContext {
-        choice: wanted.choice,
-        position: wanted.position,
-        prompt,
-        output: generated,
-        suppressed: &wanted.suppressed,
-        allowed: wanted.allowed.as_ref().map(PendingMask::wait).transpose()?,
-    };
-    let token = sampler::sample(logits, &wanted.params, &context);
-    let logprobs =
-        before.zip(wanted.logprobs).map(|(logits, top)| sampler::logprobs(&logits, token, top));
-    Ok(Sampled { token, logprobs })
 }

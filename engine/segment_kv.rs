@@ -1,13 +1,25 @@
 //! K and V of a segment's rows, off the device.
 
+use std::fmt;
+
+use strand_kernels::gpu::Pinned;
+
 /// One frame for each (layer, K or V): layer 0's K, layer 0's V, layer 1's K, ... A frame holds the
 /// rows of the segment one after another, each (kv_heads, head_dim) in the pool's type, little
 /// endian. Knows no blocks: it can be put into a pool of any block size.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentKv {
     /// The frames one after another, all of one length.
-    bytes: Vec<u8>,
+    bytes: Bytes,
     num_frames: usize,
+}
+
+enum Bytes {
+    Plain(Vec<u8>),
+    /// As a GPU copies them fastest. It may still be at it: who looks at them waits.
+    Pinned {
+        bytes: Box<Pinned>,
+        len: usize,
+    },
 }
 
 impl SegmentKv {
@@ -15,7 +27,24 @@ impl SegmentKv {
     /// If the bytes are not so many frames.
     pub fn new(bytes: Vec<u8>, num_frames: usize) -> Self {
         assert!(bytes.len().is_multiple_of(num_frames), "frames have one length");
-        Self { bytes, num_frames }
+        Self { bytes: Bytes::Plain(bytes), num_frames }
+    }
+
+    /// Frames that a GPU writes: the first `len` bytes.
+    ///
+    /// # Panics
+    /// If they are not so many frames.
+    pub(crate) fn of_pinned(bytes: Pinned, len: usize, num_frames: usize) -> Self {
+        assert!(len.is_multiple_of(num_frames), "frames have one length");
+        Self { bytes: Bytes::Pinned { bytes: Box::new(bytes), len }, num_frames }
+    }
+
+    /// The memory that a GPU can read by itself, if they lie in such.
+    pub(crate) fn pinned(&self) -> Option<&Pinned> {
+        match &self.bytes {
+            Bytes::Plain(_) => None,
+            Bytes::Pinned { bytes, .. } => Some(bytes),
+        }
     }
 
     /// Copies frames together.
@@ -33,24 +62,59 @@ impl SegmentKv {
     }
 
     pub fn frame_bytes(&self) -> usize {
-        self.bytes.len().checked_div(self.num_frames).unwrap_or(0)
+        self.len().checked_div(self.num_frames).unwrap_or(0)
     }
 
     pub fn frames(&self) -> impl Iterator<Item = &[u8]> {
-        self.bytes.chunks_exact(self.frame_bytes().max(1))
+        self.bytes().chunks_exact(self.frame_bytes().max(1))
     }
 
     pub fn frames_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let frame_bytes = self.frame_bytes().max(1);
-        self.bytes.chunks_exact_mut(frame_bytes)
+        let bytes = match &mut self.bytes {
+            Bytes::Plain(bytes) => &mut bytes[..],
+            Bytes::Pinned { bytes, len } => &mut bytes[..*len],
+        };
+        bytes.chunks_exact_mut(frame_bytes)
     }
 
     /// All frames one after another.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        match &self.bytes {
+            Bytes::Plain(bytes) => bytes,
+            Bytes::Pinned { bytes, len } => &bytes[..*len],
+        }
     }
 
     pub fn num_bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.len() as u64
+    }
+
+    /// Without waiting for the bytes.
+    fn len(&self) -> usize {
+        match &self.bytes {
+            Bytes::Plain(bytes) => bytes.len(),
+            Bytes::Pinned { len, .. } => *len,
+        }
+    }
+}
+
+impl Clone for SegmentKv {
+    fn clone(&self) -> Self {
+        Self::new(self.bytes().to_vec(), self.num_frames)
+    }
+}
+
+impl PartialEq for SegmentKv {
+    fn eq(&self, other: &Self) -> bool {
+        self.num_frames == other.num_frames && self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for SegmentKv {}
+
+impl fmt::Debug for SegmentKv {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "SegmentKv({} frames of {} bytes)", self.num_frames, self.frame_bytes())
     }
 }

@@ -35,13 +35,13 @@ pub struct AttentionSettings {
     pub soft_cap: Option<f32>,
 }
 
-/// The weights of an attention layer.
-pub struct AttentionWeights {
+/// The weights of an attention layer, as whoever computes it holds them.
+pub struct AttentionWeights<L = Linear, N = RmsNorm> {
     /// q, k and v as one product.
-    pub qkv_proj: Linear,
-    pub o_proj: Linear,
+    pub qkv_proj: L,
+    pub o_proj: L,
     /// Norms of each head of q and k before rotation, where the architecture has them.
-    pub qk_norm: Option<(RmsNorm, RmsNorm)>,
+    pub qk_norm: Option<(N, N)>,
 }
 
 pub struct Attention {

@@ -6,6 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod attention;
+pub mod gpu_attention;
+pub mod gpu_kv_cache;
+pub mod gpu_linear;
 pub mod kv_cache;
 pub mod linear;
 pub mod mlp;

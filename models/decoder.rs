@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{Result as TensorResult, Tensor};
 use strand_kernels::{PackedWeight, RotaryTable, Threads, WeightDtype, embedding};
-use strand_layers::attention::{Attention, AttentionMetadata, AttentionSettings, AttentionWeights};
+use strand_layers::attention::{Attention, AttentionMetadata};
 use strand_layers::kv_cache::KvCache;
 use strand_layers::linear::Linear;
 use strand_layers::mlp::Mlp;
@@ -15,6 +15,7 @@ use strand_layers::norm::RmsNorm;
 
 use crate::config::ModelConfig;
 use crate::error::Error;
+use crate::network::{LayerParts, Network, Parts, rotary};
 use crate::weights::Weights;
 
 /// A loaded network.
@@ -49,27 +50,18 @@ impl Decoder {
         threads: &Threads,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, Error> {
-        let mut loader = Loader::new(config, weights, dtype, threads, progress);
-        let (frequencies, factor) = config.rope.inverse_frequencies(config.head_dim);
-        let rotary = Arc::new(RotaryTable::new(&frequencies, factor, positions));
-        let hidden = config.hidden_size;
-        let embedding_part = [("model.embed_tokens.weight", config.vocab_size)];
-        let embed_tokens = loader.packed("", &embedding_part, hidden)?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|index| loader.layer(index, &rotary))
-            .collect::<Result<_, _>>()?;
-        let norm = loader.norm("model.norm.weight", hidden)?;
-        let head = if config.tie_word_embeddings {
-            embed_tokens.clone()
-        } else {
-            loader.packed("", &[("lm_head.weight", config.vocab_size)], hidden)?
-        };
-        let unused = weights.unused();
-        if !unused.is_empty() {
-            return Err(Error::TensorsUnused { names: unused });
-        }
-        let lm_head = Linear::new(head, None, threads);
-        Ok(Self { embed_tokens, layers, norm, lm_head, rotary, threads: threads.clone() })
+        let rotary = Arc::new(rotary(config, positions));
+        let maker = Packer { dtype, eps: config.rms_norm_eps, threads };
+        let network = Network::load(config, weights, maker, dtype, progress)?;
+        let layers = network.layers.into_iter();
+        Ok(Self {
+            embed_tokens: network.embed_tokens,
+            layers: layers.map(|parts| DecoderLayer::new(parts, &rotary, threads)).collect(),
+            norm: network.norm,
+            lm_head: network.lm_head,
+            rotary,
+            threads: threads.clone(),
+        })
     }
 
     /// The rotation of all layers.
@@ -161,119 +153,51 @@ impl Decoder {
     }
 }
 
-/// Builds the parts of the network from tensors by name, and counts the bytes.
-struct Loader<'a> {
-    config: &'a ModelConfig,
-    weights: &'a Weights,
-    dtype: WeightDtype,
-    threads: &'a Threads,
-    progress: &'a mut dyn FnMut(u64, u64),
-    done: u64,
-    total: u64,
+impl DecoderLayer {
+    fn new(
+        parts: LayerParts<Linear, RmsNorm>,
+        rotary: &Arc<RotaryTable>,
+        threads: &Threads,
+    ) -> Self {
+        Self {
+            input_layernorm: parts.input_layernorm,
+            self_attn: Attention::new(parts.attention, parts.settings, rotary, threads),
+            post_attention_layernorm: parts.post_attention_layernorm,
+            mlp: Mlp::new(parts.gate_up_proj, parts.down_proj, threads),
+        }
+    }
 }
 
-impl<'a> Loader<'a> {
-    fn new(
-        config: &'a ModelConfig,
-        weights: &'a Weights,
-        dtype: WeightDtype,
-        threads: &'a Threads,
-        progress: &'a mut dyn FnMut(u64, u64),
-    ) -> Self {
-        let total = config.num_parameters().saturating_mul(dtype.size() as u64);
-        Self { config, weights, dtype, threads, progress, done: 0, total }
-    }
+/// The parts on the CPU: weights in tiles.
+struct Packer<'a> {
+    dtype: WeightDtype,
+    eps: f32,
+    threads: &'a Threads,
+}
 
-    /// One product of tensors named behind `prefix`, stacked on the output side.
-    fn packed(
+impl Parts for Packer<'_> {
+    type Matrix = Arc<PackedWeight>;
+    type Linear = Linear;
+    type Norm = RmsNorm;
+
+    fn matrix(
         &mut self,
-        prefix: &str,
+        weights: &Weights,
         parts: &[(&str, usize)],
         in_features: usize,
     ) -> Result<Arc<PackedWeight>, Error> {
-        let names: Vec<String> = parts.iter().map(|(name, _)| format!("{prefix}{name}")).collect();
-        let parts: Vec<(&str, usize)> =
-            names.iter().zip(parts).map(|(name, (_, out))| (name.as_str(), *out)).collect();
-        let packed = self.weights.packed(&parts, in_features, self.dtype, self.threads)?;
-        let rows: usize = parts.iter().map(|(_, out)| out).sum();
-        self.done += (rows * in_features * self.dtype.size()) as u64;
-        (self.progress)(self.done.min(self.total), self.total);
-        Ok(Arc::new(packed))
+        Ok(Arc::new(weights.packed(parts, in_features, self.dtype, self.threads)?))
     }
 
-    /// As [`Loader::packed`], by the modules' names, with their biases where there are some.
     fn linear(
         &mut self,
-        prefix: &str,
-        parts: &[(&str, usize)],
-        in_features: usize,
-        has_bias: bool,
+        weight: Arc<PackedWeight>,
+        bias: Option<Vec<f32>>,
     ) -> Result<Linear, Error> {
-        let names: Vec<String> = parts.iter().map(|(name, _)| format!("{name}.weight")).collect();
-        let weights: Vec<(&str, usize)> =
-            names.iter().zip(parts).map(|(name, (_, out))| (name.as_str(), *out)).collect();
-        let packed = self.packed(prefix, &weights, in_features)?;
-        let mut bias = Vec::new();
-        if has_bias {
-            for (name, out) in parts {
-                bias.extend(self.weights.vector(&format!("{prefix}{name}.bias"), *out)?);
-            }
-        }
-        Ok(Linear::new(packed, has_bias.then_some(bias), self.threads))
+        Ok(Linear::new(weight, bias, self.threads))
     }
 
-    fn norm(&self, name: &str, len: usize) -> Result<RmsNorm, Error> {
-        let weight = self.weights.vector(name, len)?;
-        Ok(RmsNorm::new(weight, self.config.rms_norm_eps, self.threads))
-    }
-
-    fn layer(&mut self, index: usize, rotary: &Arc<RotaryTable>) -> Result<DecoderLayer, Error> {
-        let prefix = format!("model.layers.{index}.");
-        let hidden = self.config.hidden_size;
-        Ok(DecoderLayer {
-            input_layernorm: self.norm(&format!("{prefix}input_layernorm.weight"), hidden)?,
-            self_attn: self.attention(index, &format!("{prefix}self_attn."), rotary)?,
-            post_attention_layernorm: self
-                .norm(&format!("{prefix}post_attention_layernorm.weight"), hidden)?,
-            mlp: self.mlp(&format!("{prefix}mlp."))?,
-        })
-    }
-
-    fn attention(
-        &mut self,
-        index: usize,
-        prefix: &str,
-        rotary: &Arc<RotaryTable>,
-    ) -> Result<Attention, Error> {
-        let config = self.config;
-        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
-        let q = config.num_attention_heads * head_dim;
-        let kv = config.num_key_value_heads * head_dim;
-        let parts = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
-        let qkv_proj = self.linear(prefix, &parts, hidden, config.qkv_bias)?;
-        let o_proj = self.linear(prefix, &[("o_proj", hidden)], q, config.o_bias)?;
-        let norm = |name: &str| self.norm(&format!("{prefix}{name}.weight"), head_dim);
-        let qk_norm = match config.qk_norm {
-            true => Some((norm("q_norm")?, norm("k_norm")?)),
-            false => None,
-        };
-        let settings = AttentionSettings {
-            num_heads: config.num_attention_heads,
-            num_kv_heads: config.num_key_value_heads,
-            head_dim,
-            sliding_window: config.sliding_window[index],
-            soft_cap: None,
-        };
-        let weights = AttentionWeights { qkv_proj, o_proj, qk_norm };
-        Ok(Attention::new(weights, settings, rotary, self.threads))
-    }
-
-    fn mlp(&mut self, prefix: &str) -> Result<Mlp, Error> {
-        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        let has_bias = self.config.mlp_bias;
-        let parts = [("gate_proj", inner), ("up_proj", inner)];
-        let gate_up = self.linear(prefix, &parts, hidden, has_bias)?;
-        let down = self.linear(prefix, &[("down_proj", hidden)], inner, has_bias)?;
-        Ok(Mlp::new(gate_up, down, self.threads))
+    fn norm(&mut self, weight: Vec<f32>) -> Result<RmsNorm, Error> {
+        Ok(RmsNorm::new(weight, self.eps, self.threads))
     }
 }

@@ -80,6 +80,8 @@ pub enum Error {
 
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+    #[error(transparent)]
+    Device(#[from] strand_kernels::Error),
 }
 
 /// The first names of a long list, and how many more there are.

@@ -178,7 +178,15 @@ impl Weights {
         Ok(())
     }
 
-    fn stack(&self, parts: &[(&str, usize)], in_features: usize) -> Result<Stack<'_>, Error> {
+    /// The same tensors to be read row by row.
+    ///
+    /// # Errors
+    /// As [`Weights::packed`].
+    pub(crate) fn stack(
+        &self,
+        parts: &[(&str, usize)],
+        in_features: usize,
+    ) -> Result<Stack<'_>, Error> {
         let mut stack = Stack { parts: Vec::new() };
         for &(name, out_features) in parts {
             let matrix = self.find(name, &[out_features, in_features])?;
@@ -229,12 +237,12 @@ impl Matrix<'_> {
 }
 
 /// Matrices of equal width, one below the other.
-struct Stack<'a> {
+pub(crate) struct Stack<'a> {
     parts: Vec<(Range<usize>, Matrix<'a>)>,
 }
 
 impl Stack<'_> {
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.parts.last().map_or(0, |(rows, _)| rows.end)
     }
 
@@ -252,8 +260,8 @@ impl Stack<'_> {
         matrix.read_bytes(row - rows.start, out);
     }
 
-    /// `rows` may begin in one part and end in another.
-    fn read(&self, rows: Range<usize>, out: &mut [f32]) {
+    /// `rows` may begin in one part and end in another; `out` is `(rows.len(), in_features)`.
+    pub(crate) fn read(&self, rows: Range<usize>, out: &mut [f32]) {
         let width = out.len() / rows.len().max(1);
         for (part, matrix) in &self.parts {
             let start = rows.start.max(part.start);

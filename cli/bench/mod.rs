@@ -127,7 +127,7 @@ impl Bench {
         let plan = self.engine.plan();
         json!({
             "model": self.model,
-            "device": "cpu",
+            "device": plan.device,
             "dtype": plan.dtype.name(),
             "kv_dtype": plan.kv_dtype.name(),
             "threads": plan.threads,

@@ -33,7 +33,8 @@ impl AttentionShape {
         self.kv_heads * self.head_dim
     }
 
-    pub(super) fn check(&self, op: &'static str) -> Result<(), Error> {
+    /// Refuses what there is no kernel for.
+    pub fn check(&self, op: &'static str) -> Result<(), Error> {
         if !HEAD_DIMS.contains(&self.head_dim) {
             let expected = format!("one of {HEAD_DIMS:?} on a GPU");
             return Err(Error::value(op, "head_dim", self.head_dim, expected));

@@ -71,6 +71,8 @@ fn flags(args: &EngineArgs) -> Vec<String> {
         dtype.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     };
     let given = [
+        ("--device", Some(args.device.to_string())),
+        ("--gpu-memory-utilization", Some(args.gpu_memory_utilization.to_string())),
         ("--dtype", Some(dtype(args.dtype))),
         ("--kv-dtype", Some(dtype(args.kv_dtype))),
         ("--block-size", Some(args.block_size.to_string())),
@@ -82,7 +84,8 @@ fn flags(args: &EngineArgs) -> Vec<String> {
         ("--threads", args.threads.map(|threads| threads.to_string())),
     ];
     let pairs = given.into_iter().filter_map(|(flag, value)| Some([flag.to_owned(), value?]));
-    pairs.flatten().collect()
+    let switches = args.deterministic.then(|| "--deterministic".to_owned());
+    pairs.flatten().chain(switches).collect()
 }
 
 /// An answer of the engine itself.

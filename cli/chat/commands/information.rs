@@ -55,7 +55,7 @@ pub fn model(chat: &Chat) -> Report {
     let (name, plan) = (chat.engine.model_name(), chat.engine.plan());
     let facts = json!({
         "model": name,
-        "device": "cpu",
+        "device": plan.device,
         "dtype": plan.dtype.name(),
         "kv_dtype": plan.kv_dtype.name(),
         "vocabulary": plan.vocab_size,
