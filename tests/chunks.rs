@@ -24,7 +24,7 @@ fn engine(config: &EngineConfig) -> Engine<ModelRunner> {
     let mut engine =
         strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits").engine;
     let blocks: Vec<u32> = (0..engine.plan().num_blocks as u32).collect();
-    engine.runner_mut().kv_cache_mut().poison(&blocks).expect("the pool can be written");
+    engine.runner_mut().poison(&blocks).expect("the pool can be written");
     engine
 }
 

@@ -14,7 +14,7 @@ fn demo(config: &EngineConfig) -> EngineHandle {
     strand_engine::start(files, config, None, &mut |_, _| {}).expect("it fits")
 }
 
-fn small() -> EngineConfig {
+pub fn small() -> EngineConfig {
     EngineConfig {
         kv_memory: Some(1 << 20),
         max_model_len: Some(256),
@@ -155,8 +155,14 @@ fn a_full_queue_and_dropped_receivers_leave_the_pool_whole() {
 
 #[test]
 fn not_a_number_names_the_layer_and_spares_the_neighbours() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/qwen3");
-    let folder = std::env::temp_dir().join(format!("strand-nan-{}", std::process::id()));
+    not_a_number(&small());
+}
+
+/// A model whose second layer multiplies with a NaN; `base` says on what.
+pub fn not_a_number(base: &EngineConfig) {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/qwen3-wide");
+    let folder =
+        std::env::temp_dir().join(format!("strand-nan-{}-{}", base.device, std::process::id()));
     std::fs::create_dir_all(&folder).expect("the folder can be made");
     std::fs::copy(fixtures.join("config.json"), folder.join("config.json")).expect("copied");
     let mut bytes = std::fs::read(fixtures.join("model.safetensors")).expect("the fixture");
@@ -164,7 +170,7 @@ fn not_a_number_names_the_layer_and_spares_the_neighbours() {
     std::fs::write(folder.join("model.safetensors"), bytes).expect("written");
 
     let files = ModelFiles::open(&ModelSource::Folder(folder.clone())).expect("it loads");
-    let config = EngineConfig { max_model_len: Some(256), ..small() };
+    let config = EngineConfig { max_model_len: Some(256), ..base.clone() };
     let handle = strand_engine::start(files, &config, None, &mut |_, _| {}).expect("it starts");
     for _ in 0..2 {
         let error = answer(&handle, Request::new(vec![5, 6, 7])).expect_err("nothing to sample");

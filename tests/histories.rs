@@ -14,13 +14,27 @@ use strand_engine::io::IoFiles;
 use strand_engine::model_runner::ModelRunner;
 use strand_engine::store::{Codec, Store, StoredChunk};
 use strand_engine::{
-    Engine, EngineConfig, Event, IoJob, KvVariant, Outcome, Request, Restore, Reuse, Segment,
-    SegmentKv,
+    Device, Engine, EngineConfig, Event, IoJob, KvVariant, Outcome, Request, Restore, Reuse,
+    Segment, SegmentKv,
 };
 use strand_models::{ModelFiles, ModelSource};
 
 use crate::binary::scratch;
 use crate::random::Random;
+
+/// What histories are computed on, and with which network.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub device: Device,
+    /// The bundled model's network, or a smaller one under its tokenizer.
+    pub model: fn() -> ModelFiles,
+}
+
+const HERE: Place = Place { device: Device::Cpu, model: bundled };
+
+pub fn bundled() -> ModelFiles {
+    ModelFiles::open(&ModelSource::Demo).expect("it is part of the program")
+}
 
 /// Tokens of the model's length here; a prompt takes all but the answer.
 const LENGTH: usize = 700;
@@ -36,13 +50,14 @@ struct Stepped {
 }
 
 impl Stepped {
-    fn start(config: &EngineConfig, folder: Option<&Path>) -> Self {
-        let model = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
+    fn start(place: Place, config: EngineConfig, folder: Option<&Path>) -> Self {
         let store = folder.map(|folder| Store::open(folder).expect("the folder can be written"));
-        let loaded = strand_engine::load(model, config, store, &mut |_, _| {}).expect("it fits");
+        let config = EngineConfig { device: place.device, deterministic: true, ..config };
+        let model = (place.model)();
+        let loaded = strand_engine::load(model, &config, store, &mut |_, _| {}).expect("it fits");
         let mut engine = loaded.engine;
         let blocks: Vec<u32> = (0..engine.plan().num_blocks as u32).collect();
-        engine.runner_mut().kv_cache_mut().poison(&blocks).expect("the pool can be written");
+        engine.runner_mut().poison(&blocks).expect("the pool can be written");
         Self { engine, files: loaded.files }
     }
 
@@ -55,7 +70,7 @@ impl Stepped {
             outcome = self.engine.io_done(done).map(|(_, outcome)| outcome).or(outcome);
         }
         let free = self.engine.free_blocks();
-        self.engine.runner_mut().kv_cache_mut().poison(&free).expect("the pool can be written");
+        self.engine.runner_mut().poison(&free).expect("the pool can be written");
         self.engine.check_invariants();
         outcome
     }
@@ -92,6 +107,7 @@ impl Stepped {
 
 /// One context's life, and the engine it lives in.
 struct History {
+    place: Place,
     random: Random,
     folder: PathBuf,
     stepped: Stepped,
@@ -104,20 +120,22 @@ struct History {
 
 /// What histories reached, in sum.
 #[derive(Debug, Default)]
-struct Seen {
-    reuse: Reuse,
-    saved: usize,
-    unloaded: usize,
-    restarts: usize,
-    checks: usize,
+pub struct Seen {
+    pub reuse: Reuse,
+    pub saved: usize,
+    pub unloaded: usize,
+    pub restarts: usize,
+    pub checks: usize,
 }
 
-fn config(random: &mut Random) -> EngineConfig {
+fn config(random: &mut Random, model: &ModelFiles) -> EngineConfig {
+    let numbers = model.config.num_key_value_heads * model.config.head_dim;
+    let row = 2 * 2 * numbers * model.config.num_hidden_layers; // K and V, two bytes a number
     EngineConfig {
         block_size: [8, 16, 32][random.between(0, 3)],
         max_num_batched_tokens: [7, 64, 1024][random.between(0, 3)],
         // room for one long prompt and little else: idle blocks must go
-        kv_memory: Some((5 << 19) + (random.between(0, 3) << 19) as u64),
+        kv_memory: Some((row * (1024 + 205 * random.between(0, 3))) as u64),
         host_memory: Some([0, 1 << 18, 64 << 20][random.between(0, 3)]),
         max_model_len: Some(LENGTH),
         threads: Some(2),
@@ -142,22 +160,24 @@ fn chunks(random: &mut Random, model: &ModelFiles) -> Vec<Chunk> {
     lengths.iter().enumerate().map(chunk).collect()
 }
 
-fn language(model: &ModelFiles) -> (&strand_models::ChatTemplate, &strand_models::Tokenizer) {
+pub fn language(model: &ModelFiles) -> (&strand_models::ChatTemplate, &strand_models::Tokenizer) {
     let template = model.chat_template.as_ref().expect("it has one");
     (template, model.tokenizer.as_ref().expect("it has one"))
 }
 
 impl History {
-    fn start(seed: u64, policy: ReusePolicy, model: &ModelFiles) -> Self {
+    fn start(place: Place, seed: u64, policy: ReusePolicy, model: &ModelFiles) -> Self {
         let mut random = Random::new(seed);
-        let folder = scratch("histories").join(format!("{}-{seed}", policy.as_str()));
+        let name = format!("{}-{}-{seed}", place.device, policy.as_str());
+        let folder = scratch("histories").join(name);
         drop(fs::remove_dir_all(&folder));
-        let stepped = Stepped::start(&config(&mut random), Some(&folder));
+        let stepped = Stepped::start(place, config(&mut random, model), Some(&folder));
         let mut context = Context::new(policy, Conversation::default(), Vec::new());
         context.blend_tokens = [0, 5, 16, 1000][random.between(0, 4)];
         let texts = chunks(&mut random, model);
         let other = context.clone();
-        Self { random, folder, stepped, context, other, texts, seen: Seen::default() }
+        let seen = Seen::default();
+        Self { place, random, folder, stepped, context, other, texts, seen }
     }
 
     /// Does one thing that may happen to a context.
@@ -169,7 +189,7 @@ impl History {
             0..=2 => self.load(),
             3 if self.random.chance(30) => std::mem::swap(&mut self.context, &mut self.other),
             3 if self.random.chance(30) => self.other = self.context.clone(),
-            4 if self.random.chance(30) => self.restart(),
+            4 if self.random.chance(30) => self.restart(model),
             5 => self.evict(),
             6 | 7 => self.check(model, 1),
             _ if count == 0 => self.load(),
@@ -186,7 +206,7 @@ impl History {
             11 => {
                 (0..count).for_each(|index| self.save(index));
                 if self.random.chance(40) {
-                    self.restart();
+                    self.restart(model);
                 }
             }
             12 => {
@@ -235,9 +255,10 @@ impl History {
     }
 
     /// Another process on the same folder, with other settings.
-    fn restart(&mut self) {
+    fn restart(&mut self, model: &ModelFiles) {
         self.stepped.files = None; // gives the lock back
-        self.stepped = Stepped::start(&config(&mut self.random), Some(&self.folder));
+        let config = config(&mut self.random, model);
+        self.stepped = Stepped::start(self.place, config, Some(&self.folder));
         self.seen.restarts += 1;
     }
 
@@ -258,7 +279,7 @@ impl History {
             ..EngineConfig::default()
         };
         let (expected, fresh) =
-            Stepped::start(&roomy, None).ask(prompt.segments.clone(), max_tokens);
+            Stepped::start(self.place, roomy, None).ask(prompt.segments.clone(), max_tokens);
         assert!(found == expected, "{:?}, reused {reuse:?}", self.context.policy());
         assert_eq!(fresh.cached(), 0);
         let ids: Vec<u32> = found.iter().map(|(token, _)| *token).collect();
@@ -271,16 +292,14 @@ impl History {
     }
 }
 
-#[test]
-fn after_any_history_of_a_context_the_logits_are_those_of_a_fresh_engine() {
-    let asked = std::env::var("STRAND_HISTORIES").ok().map(|count| count.parse());
-    let count: u64 = asked.map_or(100, |count| count.expect("STRAND_HISTORIES is a number"));
-    let model = ModelFiles::open(&ModelSource::Demo).expect("it is part of the program");
+/// So many histories, each compared with fresh engines.
+pub fn run(place: Place, seeds: std::ops::Range<u64>) -> Seen {
+    let model = (place.model)();
     let mut total = Seen::default();
-    for seed in 0..count {
+    for seed in seeds {
         let policy = ReusePolicy::ALL[(seed % ReusePolicy::ALL.len() as u64) as usize];
         let run = std::panic::AssertUnwindSafe(|| {
-            let mut history = History::start(seed, policy, &model);
+            let mut history = History::start(place, seed, policy, &model);
             for _ in 0..history.random.between(8, 24) {
                 history.step(&model);
             }
@@ -298,6 +317,14 @@ fn after_any_history_of_a_context_the_logits_are_those_of_a_fresh_engine() {
         total.reuse.disk += seen.reuse.disk;
         total.reuse.recomputed += seen.reuse.recomputed;
     }
+    total
+}
+
+#[test]
+fn after_any_history_of_a_context_the_logits_are_those_of_a_fresh_engine() {
+    let asked = std::env::var("STRAND_HISTORIES").ok().map(|count| count.parse());
+    let count: u64 = asked.map_or(100, |count| count.expect("STRAND_HISTORIES is a number"));
+    let total = run(HERE, 0..count);
     println!("{count} histories: {total:?}");
     assert!(total.checks >= count as usize && total.saved > 20 && total.unloaded > 20, "{total:?}");
     let Reuse { device, host, disk, recomputed, .. } = total.reuse;
@@ -310,7 +337,7 @@ fn nothing_is_written_unasked_of_a_chunk_that_is_not_kept() {
     let folder = scratch("histories").join("not-kept");
     drop(fs::remove_dir_all(&folder));
     let config = EngineConfig { max_model_len: Some(LENGTH), ..EngineConfig::default() };
-    let stepped = Stepped::start(&config, Some(&folder));
+    let stepped = Stepped::start(HERE, config, Some(&folder));
     let worker = &stepped.files.as_ref().expect("it has a folder").writer;
     let text = "The harbour gate is green.";
     let kept = StoredChunk::new("gate.txt", ChunkKind::File, text, None);

@@ -139,21 +139,34 @@ fn f32_logits_agree_with_transformers_at_every_position() {
 #[test]
 fn bf16_logits_are_within_the_reference_s_own_error() {
     for name in MODELS {
-        let expected = Expected::of(name);
-        let errors: Vec<f32> = expected.0["bf16_error"].to_vec1().expect("three numbers");
-        for (length, error) in LENGTHS.into_iter().zip(errors) {
-            let allowed = 1.5 * error;
-            let prompt = expected.ids(&format!("prompt_{length}"));
-            let found = logits(&model(name), WeightDtype::Bf16, KvDtype::Bf16, &prompt);
-            let difference = largest_difference(&found, &expected, length);
-            println!("{name} {length}: {difference:.3} of {allowed:.3} allowed");
-            assert!(difference <= allowed, "{name}, {length} tokens: {difference} > {allowed}");
-            let margins: Vec<f32> =
-                expected.0[&format!("margin_{length}")].to_vec1().expect("one a row");
-            let best = expected.ids(&format!("argmax_{length}"));
-            for ((row, margin), best) in found.iter().zip(margins).zip(best) {
-                assert!(margin < 2.0 * allowed || argmax(row) == best, "{name}, {length} tokens");
-            }
+        within_the_reference_s_own_error(name, &|files, prompt| {
+            logits(files, WeightDtype::Bf16, KvDtype::Bf16, prompt)
+        });
+    }
+}
+
+/// Of every position of a prompt.
+type Logits = Vec<Vec<f32>>;
+
+/// The same for whoever computes the logits.
+pub fn within_the_reference_s_own_error(
+    name: &str,
+    logits: &dyn Fn(&ModelFiles, &[u32]) -> Logits,
+) {
+    let expected = Expected::of(name);
+    let errors: Vec<f32> = expected.0["bf16_error"].to_vec1().expect("three numbers");
+    for (length, error) in LENGTHS.into_iter().zip(errors) {
+        let allowed = 1.5 * error;
+        let prompt = expected.ids(&format!("prompt_{length}"));
+        let found = logits(&model(name), &prompt);
+        let difference = largest_difference(&found, &expected, length);
+        println!("{name} {length}: {difference:.3} of {allowed:.3} allowed");
+        assert!(difference <= allowed, "{name}, {length} tokens: {difference} > {allowed}");
+        let margins: Vec<f32> =
+            expected.0[&format!("margin_{length}")].to_vec1().expect("one a row");
+        let best = expected.ids(&format!("argmax_{length}"));
+        for ((row, margin), best) in found.iter().zip(margins).zip(best) {
+            assert!(margin < 2.0 * allowed || argmax(row) == best, "{name}, {length} tokens");
         }
     }
 }

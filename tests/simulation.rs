@@ -171,6 +171,8 @@ pub fn plan(random: &mut Random) -> EnginePlan {
     let max_model_len = random.between(20, 80);
     let least = max_model_len.div_ceil(block_size);
     EnginePlan {
+        device: "cpu".to_owned(),
+        deterministic: true,
         dtype: WeightDtype::F32,
         kv_dtype: KvDtype::F32,
         block_size,
