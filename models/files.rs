@@ -21,6 +21,7 @@ use crate::weights::Weights;
 /// Shapes of well-known models, for random weights: (name, config.json).
 pub const PRESETS: &[(&str, &str)] = &[
     ("qwen3-0.6b", include_str!("presets/qwen3-0.6b.json")),
+    ("qwen3-8b", include_str!("presets/qwen3-8b.json")),
     ("llama-3.2-1b", include_str!("presets/llama-3.2-1b.json")),
 ];
 

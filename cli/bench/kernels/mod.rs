@@ -2,6 +2,7 @@
 //! fast this machine reads memory and multiplies.
 
 mod cases;
+mod gpu;
 
 use std::io::{self, Write};
 use std::time::Instant;
@@ -45,6 +46,9 @@ struct Clock {
 }
 
 pub fn run(args: &KernelsArgs, common: &CommonArgs) -> Result<Outcome> {
+    if let Some(gpu) = args.device.open()? {
+        return gpu::run(&gpu, args, common.json);
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = Threads::new(args.threads.unwrap_or(cores));
     let clock = Clock { threads, repeats: args.repeats };
