@@ -405,7 +405,7 @@ mod tests {
             let asked = EngineConfig { gpu_memory_utilization, ..base.clone() };
             refuses(asked, "gpu_memory_utilization is");
         }
-        let small = EngineConfig { gpu_memory_utilization: 0.13, ..base };
+        let small = EngineConfig { gpu_memory_utilization: 0.12, ..base };
         refuses(small, "the KV pool of 0 bytes holds 0 blocks");
     }
 

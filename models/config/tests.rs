@@ -44,7 +44,9 @@ fn the_presets_have_their_models_shapes() {
     let sizes: Vec<(&str, usize)> =
         PRESETS.iter().map(|(name, json)| (*name, count(json))).collect();
     // The published parameter counts.
-    assert_eq!(sizes, [("qwen3-0.6b", 596_049_920), ("llama-3.2-1b", 1_235_814_400)]);
+    let published =
+        [("qwen3-0.6b", 596_049_920), ("qwen3-8b", 8_190_735_360), ("llama-3.2-1b", 1_235_814_400)];
+    assert_eq!(sizes, published);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use strand_engine::Device;
 use strand_kernels::gpu::{
     AttentionShape, DecodeAttention, FilterView, Float, Gpu, PAGE_BYTES, Partials,
     PrefillAttention, Product, RmsNorm, Rotary, SampleRow, SampleRows, Slice, SplitPlan, Tables,
@@ -54,7 +55,7 @@ struct Ceilings {
 }
 
 pub fn run(gpu: &Gpu, args: &KernelsArgs, only_json: bool) -> Result<Outcome> {
-    let divisor = if gpu.family().starts_with("cuda") { 1 } else { 64 };
+    let divisor = if args.device == Device::Emulator { 64 } else { 1 };
     let calls = if divisor == 1 { 20 } else { 1 };
     let clock = Clock { gpu, repeats: args.repeats, calls, divisor };
     let ceilings = clock.ceilings()?;
