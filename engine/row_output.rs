@@ -21,19 +21,18 @@ pub(crate) fn row_output<'a>(
     let mut output = RowOutput { id: row.id, sampled: None, prompt_logprobs: Vec::new(), hidden };
     let mut next_row = || {
         let logits = rows.next().expect("one row of logits for every row asked for");
-        is_sound &= logits.iter().all(|logit| logit.is_finite());
-        logits
+        is_sound &= sampler::all_finite(logits);
+        (logits, is_sound)
     };
     if let Some(wanted) = &row.prompt_logprobs {
         for &token in &wanted.next {
-            output.prompt_logprobs.push(sampler::logprobs(next_row(), token, wanted.top));
+            output.prompt_logprobs.push(sampler::logprobs(next_row().0, token, wanted.top));
         }
     }
-    if let Some(wanted) = &row.sample {
-        let logits = next_row();
-        if logits.iter().all(|logit| logit.is_finite()) {
-            output.sampled = Some(choose(logits, wanted)?);
-        }
+    if let Some(wanted) = &row.sample
+        && let (logits, true) = next_row()
+    {
+        output.sampled = Some(choose(logits, wanted)?);
     }
     Ok(is_sound.then_some(output))
 }

@@ -199,13 +199,23 @@ fn penalize(logits: &mut [f32], params: &SamplingParams, context: &DrawContext) 
 
 /// The first of the largest.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = id;
+    // Sixteen at a time, then who it was: a vocabulary takes longer than a small model's layer
+    // when it is walked one by one.
+    let (sixteens, rest) = logits.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for sixteen in sixteens {
+        for (lane, &logit) in lanes.iter_mut().zip(sixteen) {
+            *lane = if logit > *lane { logit } else { *lane };
         }
     }
-    best as u32
+    let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &logit| max.max(logit));
+    logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
+}
+
+/// Whether all are finite.
+pub fn all_finite(logits: &[f32]) -> bool {
+    // no way out early, so that it becomes vector code
+    logits.iter().fold(true, |all, logit| all & logit.is_finite())
 }
 
 /// The tokens that may be drawn with their unnormalized weights, most likely first.
@@ -276,6 +286,24 @@ mod tests {
     fn draw(logits: &[f32], params: &SamplingParams, position: u32) -> u32 {
         let context = DrawContext { position, ..DrawContext::default() };
         sample(&mut logits.to_vec(), params, &context)
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_found_wherever_it_lies() {
+        for len in [1, 15, 16, 17, 100] {
+            for at in 0..len {
+                let mut logits = vec![-3.0f32; len];
+                logits[at..].fill(-2.0);
+                assert_eq!(argmax(&logits), at as u32, "{len}");
+                logits.fill(f32::NEG_INFINITY);
+                assert_eq!(argmax(&logits), 0, "{len}");
+                assert!(!all_finite(&logits));
+                logits.fill(1.0);
+                assert!(all_finite(&logits));
+                logits[at] = f32::NAN;
+                assert!(!all_finite(&logits), "{len}");
+            }
+        }
     }
 
     #[test]
