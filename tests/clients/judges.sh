@@ -8,7 +8,7 @@
 cd "$(dirname "$0")"
 . ./serve.sh
 
-installed judges judges.txt
+installed judges judges.txt --prefer-binary
 python=$work/judges/bin/python
 # a server that refuses soon, and that judges can't keep busy for long
 serve --max-body 1MiB --max-n 4 --max-model-len 512

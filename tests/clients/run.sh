@@ -7,7 +7,7 @@
 cd "$(dirname "$0")"
 . ./serve.sh
 
-installed venv requirements.txt
+installed venv requirements.txt --only-binary :all:
 if ! cmp -s package-lock.json "$work/node/installed.json"; then
     rm -rf "$work/node"
     mkdir -p "$work/node"

@@ -14,13 +14,13 @@ if [ -z "$program" ]; then
 fi
 program=$(realpath "$program")
 
-# installed NAME LIST: the packages of the list, in a folder of this name. It is complete when it
-# holds the list that it was made from.
+# installed NAME LIST FLAG...: the packages of the list, in a folder of this name. It is complete
+# when it holds the list that it was made from.
 installed() {
     if ! cmp -s "$2" "$work/$1/$2"; then
         rm -rf "${work:?}/$1"
         python3 -m venv "$work/$1"
-        "$work/$1/bin/pip" install --quiet --no-compile --prefer-binary -r "$2"
+        "$work/$1/bin/pip" install --quiet --no-compile "${@:3}" -r "$2"
         cp "$2" "$work/$1/"
     fi
 }
