@@ -147,7 +147,7 @@ DEVICE void score(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head
             for (int n = 0; n < 4; n++) {
                 unsigned place = tile + g + 8 * (n / 2);
                 float value = sum[n] * op.scale;
-                if (op.cap != 0) value = op.cap * tanhf(value / op.cap);
+                if (op.cap != 0) value = op.cap * tanh_fast(value / op.cap);
                 if (delta[n / 2] == by) {
                     float* to = shared.weights + (2 * c + n % 2) * shared.stride + place;
                     *to = place < keys ? value * LOG2_E : MINUS_INFINITY;

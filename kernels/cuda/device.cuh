@@ -167,9 +167,19 @@ DEVICE uint4 load_once(const void* from) {
 }
 #endif
 
+#ifdef __CUDACC__
+// a / b to 2 ulp; 0 for b beyond 2^126.
+DEVICE float divide_fast(float a, float b) { return __fdividef(a, b); }
+#else
+DEVICE float divide_fast(float a, float b) { return a / b; }
+#endif
+
 constexpr float LOG2_E = 1.44269504088896340736f;
 // e^x, to a few ulp.
 DEVICE float exp_fast(float x) { return exp2_fast(x * LOG2_E); }
+
+// To 3e-7.
+DEVICE float tanh_fast(float x) { return 1.0f - divide_fast(2.0f, exp_fast(x + x) + 1.0f); }
 
 // The sum over a warp, in every lane: always of the same pairs.
 template <class T> DEVICE T warp_sum(T x) {

@@ -183,33 +183,52 @@ DEVICE void score(const Shared<T, D>& shared, float (&scores)[TILES<D>][KEYS / 8
     }
 }
 
+// Calls change(tile of pairs, half, key, score), the key without the lane's own 2c.
+template <int D, class Change>
+DEVICE void for_scores(float (&scores)[TILES<D>][KEYS / 8][4], Change change) {
+#pragma unroll
+    for (int m = 0; m < TILES<D>; m++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    change(m, half, 8 * n + i, scores[m][n][2 * half + i]);
+                }
+            }
+        }
+    }
+}
+
 // Scores to weights; sums are brought to the new maximum. The tile's keys begin at `key`.
 template <class T, int D>
 DEVICE void weigh(const Shared<T, D>& shared, const Prefill<T>& op, State<D>& state,
                   float (&scores)[TILES<D>][KEYS / 8][4], unsigned key, unsigned count,
                   bool whole) {
     int c = threadIdx.x % 4;
+    if (op.cap != 0) {
+        float inverse = 1 / op.cap;
+        for_scores<D>(scores, [&](int, int, int, float& score) {
+            score = op.cap * LOG2_E * tanh_fast(score * inverse);
+        });
+    }
+    if (!whole) {
+        int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
+        for_scores<D>(scores, [&](int m, int half, int place, float& score) {
+            uint2 seen = shared.bounds[(warp * TILES<D> + m) * 16 + 8 * half + g];
+            unsigned own = key + place + 2 * c;
+            if (own < seen.x || own >= min(seen.y, key + count)) score = MINUS_INFINITY;
+        });
+    }
 #pragma unroll
     for (int m = 0; m < TILES<D>; m++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float best = state.best[m][half];
-            uint2 seen = make_uint2(0, key + count);
-            if (!whole) {
-                int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
-                seen = shared.bounds[(warp * TILES<D> + m) * 16 + 8 * half + g];
-                seen.y = min(seen.y, key + count);
-            }
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    float& score = scores[m][n][2 * half + i];
-                    if (op.cap != 0) score = op.cap * tanhf(score / op.cap) * LOG2_E;
-                    unsigned own = key + 8 * n + 2 * c + i;
-                    if (!whole && (own < seen.x || own >= seen.y)) score = MINUS_INFINITY;
-                    best = fmaxf(best, score);
-                }
+                best = fmaxf(best, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
             }
             best = fmaxf(best, __shfl_xor_sync(FULL_WARP, best, 1));
             best = fmaxf(best, __shfl_xor_sync(FULL_WARP, best, 2));
