@@ -156,7 +156,7 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// Page-locked memory of the processor, zeroed: copies from and to it are asynchronous.
+    /// Page-locked memory of the processor, holding any bytes: copies from and to it are asynchronous.
     pub fn pinned(&self, bytes: usize) -> Result<Pinned, Error> {
         Pinned::new(&self.driver, bytes)
     }
@@ -266,13 +266,12 @@ impl Gpu {
             self.driver.begin_capture()?;
             *captured = Some(Vec::new());
         }
+        let recording = Recording(self);
         let worked = work();
-        let graph = self.driver.end_capture();
-        let kept = self.captured.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let graph = Graph::new(&self.driver, graph?, kept.unwrap_or_default());
+        let graph = recording.end();
         worked?;
         self.counters.count_capture();
-        Ok(graph)
+        graph
     }
 
     /// Queues the recorded work.
@@ -330,5 +329,22 @@ impl Gpu {
             return Err(Error::device(what, "not while a graph is recorded"));
         }
         Ok(())
+    }
+}
+
+/// Ends on drop, so that neither an error nor a panic leaves the stream recording.
+struct Recording<'a>(&'a Gpu);
+
+impl Recording<'_> {
+    fn end(&self) -> Result<Graph, Error> {
+        let kept = self.0.captured.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let kept = kept.ok_or_else(|| Error::device("recording a graph", "it has ended"))?;
+        Ok(Graph::new(&self.0.driver, self.0.driver.end_capture()?, kept))
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        self.end().ok();
     }
 }

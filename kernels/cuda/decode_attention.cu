@@ -25,6 +25,10 @@ template <int D> constexpr int SCORE_CHUNKS = (D + 31) / 32;
 // And of V: of dimensions 64z + 8g .. + 7.
 template <int D> constexpr int VALUE_CHUNKS = (D + 63) / 64;
 
+// Numbers from one head to the next where warps tell each other their sums: one more, so that few
+// lanes meet in a bank.
+template <int D> constexpr int PART = D + 1;
+
 template <class T> struct Decode {
     const T *q, *k_cache, *v_cache;
     const TableEntry* entries;
@@ -47,7 +51,7 @@ template <int D> struct Shared {
     unsigned* rows;   // (split) rows of the cache
     int* deltas;      // (split)
     float* weights;   // (HEADS, stride): scores in units of log 2, then weights
-    float* partials;  // (WARPS, HEADS, D), where the weights were
+    float* partials;  // (WARPS, HEADS, PART), where the weights were
     float2* stats;    // (HEADS) maximum and sum
     unsigned* bad;    // whether an entry points outside the cache or the rotations
     unsigned stride;
@@ -86,11 +90,20 @@ DEVICE void turn_query(const Shared<D>& shared, const Decode<T>& op, int64_t pos
         int pair = low ? dim : dim - D / 2;
         const float* cos = op.cos + position * (D / 2) + pair;
         const float* sin = op.sin + position * (D / 2) + pair;
+        float4 c4[2] = {reinterpret_cast<const float4*>(cos)[0],
+                        reinterpret_cast<const float4*>(cos)[1]};
+        float4 s4[2] = {reinterpret_cast<const float4*>(sin)[0],
+                        reinterpret_cast<const float4*>(sin)[1]};
+        const float cosines[8] = {c4[0].x, c4[0].y, c4[0].z, c4[0].w,
+                                  c4[1].x, c4[1].y, c4[1].z, c4[1].w};
+        const float sines[8] = {s4[0].x, s4[0].y, s4[0].z, s4[0].w,
+                                s4[1].x, s4[1].y, s4[1].z, s4[1].w};
         float turned[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             float a = head[pair + i], b = head[pair + D / 2 + i];
-            turned[i] = low ? fmaf(a, cos[i], -(b * sin[i])) : fmaf(b, cos[i], a * sin[i]);
+            turned[i] = low ? fmaf(a, cosines[i], -(b * sines[i]))
+                            : fmaf(b, cosines[i], a * sines[i]);
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) query[s][i] = pack<T>(turned[2 * i], turned[2 * i + 1]);
@@ -223,7 +236,7 @@ DEVICE void write_partials(const Shared<D>& shared, const Decode<T>& op, unsigne
                            unsigned head, unsigned heads,
                            const float (&sum)[VALUE_CHUNKS<D>][4][4]) {
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-    float* own = shared.partials + warp * HEADS * D;
+    float* own = shared.partials + warp * HEADS * PART<D>;
 #pragma unroll
     for (int z = 0; z < VALUE_CHUNKS<D>; z++) {
 #pragma unroll
@@ -231,7 +244,10 @@ DEVICE void write_partials(const Shared<D>& shared, const Decode<T>& op, unsigne
             int dim = 64 * z + 8 * g + 2 * i;
             if (dim >= D) continue;
 #pragma unroll
-            for (int n = 0; n < 4; n++) own[(2 * c + n % 2) * D + dim + n / 2] = sum[z][i][n];
+            for (int n = 0; n < 4; n++) {
+                unsigned column = 2 * c + n % 2;
+                if (column < heads) own[column * PART<D> + dim + n / 2] = sum[z][i][n];
+            }
         }
     }
     __syncthreads();
@@ -239,7 +255,9 @@ DEVICE void write_partials(const Shared<D>& shared, const Decode<T>& op, unsigne
     for (unsigned i = threadIdx.x; i < heads * D; i += blockDim.x) {
         float total = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) total += shared.partials[w * HEADS * D + i];
+        for (int w = 0; w < WARPS; w++) {
+            total += shared.partials[(w * HEADS + i / D) * PART<D> + i % D];
+        }
         op.outs[place * D + i] = total;
     }
     if (threadIdx.x < heads) {
@@ -299,6 +317,9 @@ template <class T, int D> DEVICE void decode_attention(const Decode<T>& op) {
     }
 }
 
+// Items that are read at a time, before any is merged.
+constexpr int MERGED = 8;
+
 // A row's items in ascending order; out (rows, heads, d). A block per row and head.
 template <class T>
 DEVICE void merge_partials(const float2* stats, const float* outs, const unsigned* starts,
@@ -308,16 +329,26 @@ DEVICE void merge_partials(const float2* stats, const float* outs, const unsigne
     int64_t end = starts ? starts[row + 1] : first + stride;
     for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) {
         float best = MINUS_INFINITY, sum = 0, value = 0;
-        for (int64_t item = first; item < end; item++) {
-            float2 part = stats[item * heads + head];
-            // Nothing visible in this part.
-            if (part.x == MINUS_INFINITY && part.y == 0) continue;
-            float next = outs[(item * heads + head) * dim + i];
-            float larger = fmaxf(best, part.x);
-            float before = exp2_fast(best - larger), now = exp2_fast(part.x - larger);
-            sum = fmaf(sum, before, part.y * now);
-            value = fmaf(value, before, next * now);
-            best = larger;
+        for (int64_t base = first; base < end; base += MERGED) {
+            float2 parts[MERGED];
+            float values[MERGED];
+#pragma unroll
+            for (int n = 0; n < MERGED; n++) {
+                int64_t place = min(base + n, end - 1) * heads + head;
+                parts[n] = stats[place];
+                values[n] = outs[place * dim + i];
+            }
+#pragma unroll
+            for (int n = 0; n < MERGED; n++) {
+                // Nothing visible in this part.
+                bool empty = parts[n].x == MINUS_INFINITY && parts[n].y == 0;
+                if (base + n >= end || empty) continue;
+                float larger = fmaxf(best, parts[n].x);
+                float before = exp2_fast(best - larger), now = exp2_fast(parts[n].x - larger);
+                sum = fmaf(sum, before, parts[n].y * now);
+                value = fmaf(value, before, values[n] * now);
+                best = larger;
+            }
         }
         out[(row * heads + head) * dim + i] = narrow<T>(sum == 0 ? 0 : value / sum);
     }

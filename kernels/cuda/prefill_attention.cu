@@ -4,7 +4,7 @@
 //
 // - K of the next tile is copied while this tile's values are summed, V while scores are: one
 //   buffer each (cp.async), two barriers a tile.
-// - Keys are listed 1024 at a time; tiles end where the list does and where the turn of the query
+// - Keys are listed LIST at a time; tiles end where the list does and where the turn of the query
 //   changes. Then the queries are turned again, in shared memory.
 // - Rows of shared memory are multiples of 128 bytes; the 16-byte chunk c of row r stands at
 //   c ^ (r % 8), so that neither copies nor matrix loads meet in a bank.
@@ -15,12 +15,13 @@
 
 constexpr int WARPS = 4;
 constexpr int KEYS = 64;
-constexpr int LIST = 1024;
 
 // Tiles of 16 pairs that a warp has.
 template <int D> constexpr int TILES = D > 128 ? 1 : 2;
 // Pairs of a block.
 template <int D> constexpr int PAIRS = WARPS * 16 * TILES<D>;
+// Keys listed at a time: what fits a block on devices with 100 KB.
+template <int D> constexpr int LIST = D > 128 ? 256 : 1024;
 // Numbers from one row of shared memory to the next.
 template <int D> constexpr int STRIDE = D <= 64 ? 64 : D <= 128 ? 128 : 256;
 
@@ -53,8 +54,8 @@ template <class T, int D> struct Shared {
         k = q + PAIRS<D> * STRIDE<D>;
         v = k + KEYS * STRIDE<D>;
         rows = reinterpret_cast<unsigned*>(v + KEYS * STRIDE<D>);
-        deltas = reinterpret_cast<int*>(rows + LIST);
-        bounds = reinterpret_cast<uint2*>(deltas + LIST);
+        deltas = reinterpret_cast<int*>(rows + LIST<D>);
+        bounds = reinterpret_cast<uint2*>(deltas + LIST<D>);
         bad = reinterpret_cast<unsigned*>(bounds + PAIRS<D>);
         next = bad + 1;
         scratch = bad + 4;
@@ -338,8 +339,8 @@ DEVICE void pass_over_keys(const Shared<T, D>& shared, const Prefill<T>& op, con
     unsigned entry = find_entry(entries, num_entries, start);
     bool turned = false;
     int delta = 0;
-    for (unsigned list = start; list < end; list += LIST) {
-        unsigned listed = min(end - list, unsigned(LIST)), at = 0;
+    for (unsigned list = start; list < end; list += LIST<D>) {
+        unsigned listed = min(end - list, unsigned(LIST<D>)), at = 0;
         list_keys(entries, num_entries, entry, list, list + listed, op.slots, shared.rows,
                   shared.deltas, shared.bad, shared.next);
         __syncthreads();

@@ -8,6 +8,10 @@
 
 constexpr int BINS = 256;
 constexpr int WARPS = 32;
+// Histograms of masses, so that few warps meet in a bin.
+constexpr int COPIES = 8;
+// Logits a thread reads before it looks at them.
+constexpr int BATCH = 4;
 constexpr double UNITS = 17592186044416.0;  // 2^44
 
 struct SampleRow {
@@ -17,27 +21,45 @@ struct SampleRow {
     unsigned choice, position;
 };
 
-// A token in the order of likelihood: the bits of its logit, and how many with these bits are
-// before it; what comes before all of them; and the mass of each.
+// A token in the order of likelihood: the order of its logit, the count (the mass) of what comes
+// before all that are equal to it, the mass of each, and how many of them reach the goal.
 struct Place {
     unsigned key;
-    uint64_t before_count, before_mass, mass;
-    uint64_t ties;  // that are needed to reach the goal
+    uint64_t before, mass, ties;
+
+    DEVICE uint64_t through() const { return before + ties * mass; }
 };
 
 struct Shared {
-    unsigned long long* masses;  // (BINS)
-    unsigned* counts;            // (BINS)
+    unsigned long long* masses;   // (COPIES, BINS)
     unsigned long long* scratch;  // (WARPS)
-    unsigned long long* found;   // (4)
+    unsigned long long* found;    // (8)
+    unsigned* counts;             // (BINS)
 
     DEVICE explicit Shared(unsigned char* memory) {
         masses = reinterpret_cast<unsigned long long*>(memory);
-        scratch = masses + BINS;
+        scratch = masses + COPIES * BINS;
         found = scratch + WARPS;
         counts = reinterpret_cast<unsigned*>(found + 8);
     }
 };
+
+// Calls look(token, logit, whether there is such a token) for all tokens; warps stay together.
+template <class Look> DEVICE void for_logits(const float* logits, unsigned vocab, Look look) {
+    for (unsigned base = 0; base < vocab; base += BATCH * blockDim.x) {
+        float x[BATCH];
+#pragma unroll
+        for (int n = 0; n < BATCH; n++) {
+            unsigned i = base + n * blockDim.x + threadIdx.x;
+            x[n] = i < vocab ? logits[i] : MINUS_INFINITY;
+        }
+#pragma unroll
+        for (int n = 0; n < BATCH; n++) {
+            unsigned i = base + n * blockDim.x + threadIdx.x;
+            look(i, x[n], i < vocab);
+        }
+    }
+}
 
 // Ascends with the number, as total_cmp does.
 DEVICE unsigned order_of(float x) {
@@ -59,13 +81,12 @@ DEVICE uint64_t mass_of(float logit, float best, const SampleRow& row) {
 DEVICE unsigned argmax(const float* logits, unsigned vocab, const Shared& shared) {
     float best = MINUS_INFINITY;
     unsigned id = vocab;
-    for (unsigned i = threadIdx.x; i < vocab; i += blockDim.x) {
-        float x = logits[i];
-        if (x > best || (x == best && i < id)) {
+    for_logits(logits, vocab, [&](unsigned i, float x, bool there) {
+        if (there && (x > best || (x == best && i < id))) {
             best = x;
             id = i;
         }
-    }
+    });
     auto keep = [&](float other, unsigned other_id) {
         if (other > best || (other == best && other_id < id)) {
             best = other;
@@ -90,73 +111,86 @@ DEVICE unsigned argmax(const float* logits, unsigned vocab, const Shared& shared
     return id < vocab ? id : 0;
 }
 
+// Adds masses to their bins: those of a warp that go to one bin as one, for a few bins.
+DEVICE void add_masses(const Shared& shared, bool mine, unsigned bin, uint64_t mass) {
+    unsigned long long* masses = shared.masses + threadIdx.x / 32 % COPIES * BINS;
+    for (int turn = 0; turn < 4; turn++) {
+        unsigned left = __ballot_sync(FULL_WARP, mine);
+        if (left == 0) return;
+        int leader = __ffs(left) - 1;
+        bool own = bin == __shfl_sync(FULL_WARP, bin, leader) && mine;
+        // A mass has 45 bits; sums of 32 of its parts fit a word.
+        unsigned low = __reduce_add_sync(FULL_WARP, own ? unsigned(mass) & 0xffffff : 0);
+        unsigned high = __reduce_add_sync(FULL_WARP, own ? unsigned(mass >> 24) : 0);
+        if (int(threadIdx.x % 32) == leader) {
+            atomicAdd(&masses[bin], low + (static_cast<unsigned long long>(high) << 24));
+        }
+        mine = mine && !own;
+    }
+    if (mine) atomicAdd(&masses[bin], static_cast<unsigned long long>(mass));
+}
+
 // The bin in which the sum from the highest bin on reaches `goal`: written to shared.found with
 // what comes before it. One warp; lane l has the bins 255 - 8l down to 248 - 8l.
 DEVICE void find_bin(const Shared& shared, bool by_count, uint64_t goal) {
     unsigned lane = threadIdx.x % 32;
-    uint64_t count = 0, mass = 0;
-    for (int i = 0; i < 8; i++) {
-        count += shared.counts[255 - 8 * lane - i];
-        mass += shared.masses[255 - 8 * lane - i];
-    }
-    uint64_t counts = count, masses = mass;
-    for (int distance = 1; distance < 32; distance *= 2) {
-        uint64_t other_count = __shfl_up_sync(FULL_WARP, counts, distance);
-        uint64_t other_mass = __shfl_up_sync(FULL_WARP, masses, distance);
-        if (lane >= unsigned(distance)) {
-            counts += other_count;
-            masses += other_mass;
-        }
-    }
-    uint64_t with = by_count ? counts : masses, before = with - (by_count ? count : mass);
-    if (before >= goal || with < goal) return;
-    counts -= count;
-    masses -= mass;
+    uint64_t bins[8], sum = 0;
+#pragma unroll
     for (int i = 0; i < 8; i++) {
         unsigned bin = 255 - 8 * lane - i;
-        uint64_t next = by_count ? counts + shared.counts[bin] : masses + shared.masses[bin];
-        if (next >= goal) {
-            shared.found[0] = bin;
-            shared.found[1] = counts;
-            shared.found[2] = masses;
-            return;
+        bins[i] = by_count ? shared.counts[bin] : 0;
+        for (int copy = 0; copy < COPIES && !by_count; copy++) {
+            bins[i] += shared.masses[copy * BINS + bin];
         }
-        counts += shared.counts[bin];
-        masses += shared.masses[bin];
+        sum += bins[i];
+    }
+    uint64_t through = sum;
+    for (int distance = 1; distance < 32; distance *= 2) {
+        uint64_t other = __shfl_up_sync(FULL_WARP, through, distance);
+        if (lane >= unsigned(distance)) through += other;
+    }
+    uint64_t before = through - sum;
+    if (before >= goal || through < goal) return;
+    bool found = false;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (!found && before + bins[i] >= goal) {
+            shared.found[0] = 255 - 8 * lane - i;
+            shared.found[1] = before;
+            found = true;
+        }
+        before += bins[i];
     }
 }
 
 // The first place from the most likely token on where the count (the mass) reaches `goal`, which is
-// at least 1 and at most that of all tokens.
+// at least 1 and at most that of all tokens. Tokens below the order `least` are not looked at.
 DEVICE Place find_place(const float* logits, unsigned vocab, float best, const SampleRow& row,
-                        const Shared& shared, bool by_count, uint64_t goal) {
-    Place place = {0, 0, 0, 0, 0};
+                        const Shared& shared, bool by_count, uint64_t goal, unsigned least) {
+    Place place = {0, 0, 0, 0};
     for (int shift = 24; shift >= 0; shift -= 8) {
-        for (unsigned i = threadIdx.x; i < BINS; i += blockDim.x) {
-            shared.masses[i] = 0;
-            shared.counts[i] = 0;
-        }
+        for (unsigned i = threadIdx.x; i < COPIES * BINS; i += blockDim.x) shared.masses[i] = 0;
+        for (unsigned i = threadIdx.x; i < BINS; i += blockDim.x) shared.counts[i] = 0;
         __syncthreads();
-        for (unsigned i = threadIdx.x; i < vocab; i += blockDim.x) {
-            unsigned key = order_of(logits[i]);
-            if (shift < 24 && key >> (shift + 8) != place.key) continue;
-            unsigned bin = key >> shift & 255;
-            atomicAdd(&shared.counts[bin], 1u);
-            uint64_t mass = mass_of(logits[i], best, row);
-            if (mass != 0) atomicAdd(&shared.masses[bin], static_cast<unsigned long long>(mass));
-        }
+        for_logits(logits, vocab, [&](unsigned, float x, bool there) {
+            unsigned key = order_of(x), bin = key >> shift & 255;
+            bool mine = there && key >= least && (shift == 24 || key >> (shift + 8) == place.key);
+            if (by_count) {
+                if (mine) atomicAdd(&shared.counts[bin], 1u);
+            } else {
+                uint64_t mass = mine ? mass_of(x, best, row) : 0;
+                add_masses(shared, mass != 0, bin, mass);
+            }
+        });
         __syncthreads();
-        uint64_t before = by_count ? place.before_count : place.before_mass;
-        if (threadIdx.x < 32) find_bin(shared, by_count, goal - before);
+        if (threadIdx.x < 32) find_bin(shared, by_count, goal - place.before);
         __syncthreads();
         place.key = place.key << 8 | unsigned(shared.found[0]);
-        place.before_count += shared.found[1];
-        place.before_mass += shared.found[2];
+        place.before += shared.found[1];
         __syncthreads();
     }
-    place.mass = mass_of(with_order(place.key), best, row);
-    uint64_t left = goal - (by_count ? place.before_count : place.before_mass);
-    place.ties = by_count ? left : (left + place.mass - 1) / place.mass;
+    place.mass = by_count ? 1 : mass_of(with_order(place.key), best, row);
+    place.ties = (goal - place.before + place.mass - 1) / place.mass;
     return place;
 }
 
@@ -213,22 +247,29 @@ DEVICE uint64_t within(double goal, uint64_t most) {
 DEVICE unsigned draw(const float* logits, unsigned vocab, float best, const SampleRow& row,
                      const Shared& shared) {
     auto mass = [&](unsigned i) { return mass_of(logits[i], best, row); };
-    uint64_t kept = 0;
-    for (unsigned i = threadIdx.x; i < vocab; i += blockDim.x) kept += mass(i);
-    kept = block_sum(kept, reinterpret_cast<uint64_t*>(shared.scratch));
-    bool top_k = row.top_k != 0 && row.top_k < vocab;
-    if (top_k) {
-        Place last = find_place(logits, vocab, best, row, shared, true, row.top_k);
-        kept = last.before_mass + last.ties * last.mass;
+    // Kept are the tokens above the order `least`, and so many that have it.
+    unsigned least = 0;
+    uint64_t ties = 0;
+    if (row.top_k != 0 && row.top_k < vocab) {
+        Place last = find_place(logits, vocab, best, row, shared, true, row.top_k, 0);
+        least = last.key;
+        ties = last.ties;
     }
+    uint64_t kept = 0;
+    for_logits(logits, vocab, [&](unsigned, float x, bool there) {
+        if (there && (ties == 0 || order_of(x) > least)) kept += mass_of(x, best, row);
+    });
+    kept = block_sum(kept, reinterpret_cast<uint64_t*>(shared.scratch));
+    if (ties != 0) kept += ties * mass_of(with_order(least), best, row);
     if (row.top_p < 1) {
         uint64_t goal = within(ceil(double(kept) * double(row.top_p)), kept);
-        Place last = find_place(logits, vocab, best, row, shared, false, goal);
-        kept = last.before_mass + last.ties * last.mass;
+        Place last = find_place(logits, vocab, best, row, shared, false, goal, least);
+        least = last.key;
+        kept = last.through();
     }
     uint64_t goal = within(floor(uniform(row) * double(kept)) + 1, kept);
     if (row.top_k == 0 && !(row.top_p < 1)) return find_by_id(vocab, shared, goal, mass);
-    Place place = find_place(logits, vocab, best, row, shared, false, goal);
+    Place place = find_place(logits, vocab, best, row, shared, false, goal, least);
     auto tie = [&](unsigned i) { return uint64_t(order_of(logits[i]) == place.key); };
     return find_by_id(vocab, shared, place.ties, tie);
 }
@@ -246,11 +287,11 @@ KERNEL __launch_bounds__(WARPS * 32)
     if (threadIdx.x == 0) tokens[blockIdx.x] = id;
 }
 
-KERNEL check_finite(const float* x, unsigned* flags, unsigned width) {
+KERNEL __launch_bounds__(WARPS * 32) check_finite(const float* x, unsigned* flags, unsigned width) {
     SHARED(scratch);
     x += int64_t(blockIdx.x) * width;
     unsigned bad = 0;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) bad += !(x[i] - x[i] == 0);
+    for_logits(x, width, [&](unsigned, float x, bool there) { bad += there && !(x - x == 0); });
     bad = block_sum(bad, reinterpret_cast<unsigned*>(scratch));
     if (threadIdx.x == 0) flags[blockIdx.x] = bad != 0;
 }

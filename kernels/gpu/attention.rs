@@ -237,7 +237,8 @@ impl Partials {
             shape.head_dim as u64,
         ];
         let grid = [shape.num_heads as u32, rows as u32, 1];
-        let launch = Launch { kernel: &kernel, grid, block: 64, shared: 0, args: &args };
+        let block = shape.head_dim.max(32) as u32;
+        let launch = Launch { kernel: &kernel, grid, block, shared: 0, args: &args };
         // SAFETY: the kernel's arguments; it reads items that were counted when they were written.
         unsafe { gpu.launch(&launch, &[&stats, &outs, out, starts.unwrap_or(out)]) }
     }

@@ -18,6 +18,8 @@ include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 /// cuBLAS's own room, so that it allocates nothing while a graph is recorded: what it recommends
 /// for Hopper.
 const WORKSPACE: usize = 32 << 20;
+/// Page-locked memory that is kept though nobody uses it.
+const MAX_IDLE: usize = 4 << 30;
 /// Compute capability of the oldest devices the kernels run on.
 const OLDEST: (i32, i32) = (8, 0);
 
@@ -31,6 +33,7 @@ pub(super) struct Cuda {
     workspace: sys::CUdeviceptr,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
+    pinned: Mutex<PinnedPool>,
     name: String,
     capability: (i32, i32),
     multiprocessors: u32,
@@ -40,6 +43,24 @@ pub(super) struct Cuda {
 
 #[derive(Clone, Copy)]
 struct Function(sys::CUfunction);
+
+/// Page-locked memory by address. To lock pages takes longer than to copy them, so freed memory
+/// is kept for the next one of its size.
+#[derive(Default)]
+struct PinnedPool {
+    /// Bytes of all that was allocated.
+    sizes: HashMap<usize, usize>,
+    /// (bytes, address) of what nobody uses.
+    free: Vec<(usize, usize)>,
+    /// Bytes that nobody uses.
+    idle: usize,
+}
+
+/// Sizes go in eighths of powers of two, so that memory fits others of about its size.
+fn size_class(bytes: usize) -> usize {
+    let step = (bytes.max(1).next_power_of_two() / 16).max(4096);
+    bytes.max(1).next_multiple_of(step)
+}
 
 // SAFETY: the driver's handles may be used from any thread in which the context is current, and
 // every method makes it so; the handle of cuBLAS and the functions are behind mutexes.
@@ -112,6 +133,7 @@ impl Cuda {
             workspace,
             modules,
             functions: Mutex::default(),
+            pinned: Mutex::default(),
             name,
             capability,
             multiprocessors,
@@ -239,16 +261,31 @@ unsafe impl Driver for Cuda {
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8, Error> {
+        let class = size_class(bytes);
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = pinned.free.iter().position(|&(size, _)| size == class) {
+            let (size, address) = pinned.free.swap_remove(place);
+            pinned.idle -= size;
+            return Ok(address as *mut u8);
+        }
         self.enter()?;
-        let what = format!("allocating {bytes} bytes of page-locked memory");
-        // SAFETY: the caller frees it.
-        let address = unsafe { result::malloc_host(bytes, 0) }.because(&what)?.cast::<u8>();
-        // SAFETY: as long, and nobody else's.
-        unsafe { address.write_bytes(0, bytes) };
+        let what = format!("allocating {class} bytes of page-locked memory");
+        // SAFETY: the caller frees it. The system hands its pages out zeroed.
+        let address = unsafe { result::malloc_host(class, 0) }.because(&what)?.cast::<u8>();
+        pinned.sizes.insert(address as usize, class);
         Ok(address)
     }
 
     fn free_pinned(&self, address: *mut u8) {
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = pinned.sizes.get(&(address as usize)).copied().unwrap_or(MAX_IDLE);
+        if pinned.idle + size <= MAX_IDLE {
+            pinned.idle += size;
+            pinned.free.push((size, address as usize));
+            return;
+        }
+        pinned.sizes.remove(&(address as usize));
+        drop(pinned);
         // SAFETY: from `alloc_pinned`; the owner has waited for the copies.
         self.enter().map(|()| unsafe { result::free_host(address.cast()) }.ok()).ok();
     }
@@ -428,6 +465,10 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // A device that failed takes nothing back; the process goes on without it.
         self.enter().ok();
+        for (_, address) in &self.pinned.get_mut().unwrap_or_else(PoisonError::into_inner).free {
+            // SAFETY: from `alloc_pinned`, and nobody uses it.
+            unsafe { result::free_host(*address as *mut c_void) }.ok();
+        }
         let handle = *self.blas.get_mut().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: nobody uses cuBLAS any more.
         unsafe { blas::destroy_handle(handle) }.ok();

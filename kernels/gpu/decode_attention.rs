@@ -110,7 +110,7 @@ fn shared_bytes(head_dim: usize, split: usize) -> u32 {
     let q = HEADS * head_dim * 4;
     let keys = split * 8;
     let weights = HEADS * (split + 8) * 4;
-    let reduce = warps * HEADS * head_dim * 4;
+    let reduce = warps * HEADS * (head_dim + 1) * 4;
     // The reduction over warps happens when weights are read no more.
     (q + keys + weights.max(reduce) + HEADS * 8 + 16) as u32
 }

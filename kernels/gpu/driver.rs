@@ -81,7 +81,7 @@ pub(crate) unsafe trait Driver: Send + Sync {
     fn alloc(&self, bytes: usize) -> Result<u64, Error>;
     /// Waits for all work before.
     fn free(&self, address: u64);
-    /// Zeroed memory of the processor.
+    /// Memory of the processor that holds some bytes, whatever they are.
     fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8, Error>;
     fn free_pinned(&self, address: *mut u8);
 

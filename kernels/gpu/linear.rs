@@ -43,22 +43,19 @@ impl Weight {
         let row_bytes = in_features * Float::SIZE;
         let values = gpu.alloc((out_features * row_bytes).max(1))?;
         let mut strip = vec![0f32; STRIP.min(out_features) * in_features];
-        let mut bytes = Vec::with_capacity(strip.len() * Float::SIZE);
+        let mut bytes = vec![0; strip.len() * Float::SIZE];
         for start in (0..out_features).step_by(STRIP) {
             let range = start..out_features.min(start + STRIP);
             let strip = &mut strip[..range.len() * in_features];
             strip.fill(0.0);
             rows(range, strip)?;
-            bytes.clear();
+            let bytes = &mut bytes[..strip.len() * Float::SIZE];
+            let places = bytes.as_chunks_mut().0.iter_mut().zip(&*strip);
             match float {
-                Float::Bf16 => {
-                    bytes.extend(strip.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()));
-                }
-                Float::F16 => {
-                    bytes.extend(strip.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()));
-                }
+                Float::Bf16 => places.for_each(|(to, x)| *to = bf16::from_f32(*x).to_le_bytes()),
+                Float::F16 => places.for_each(|(to, x)| *to = f16::from_f32(*x).to_le_bytes()),
             }
-            gpu.upload(&bytes, &values.at(start * row_bytes))?;
+            gpu.upload(bytes, &values.at(start * row_bytes))?;
         }
         Ok(Self { values, out_features, in_features, float })
     }

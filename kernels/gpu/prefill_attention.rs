@@ -12,8 +12,6 @@ use crate::error::Error;
 const OP: &str = "prefill_attention";
 /// Keys of a tile; parts of the key range are multiples of it.
 const KEYS: usize = 64;
-/// Keys whose rows a block lists at a time.
-const LIST: usize = 1024;
 /// Parts the key range is cut in at most.
 const MAX_PARTS: usize = 32;
 const BLOCK: u32 = 128;
@@ -137,5 +135,6 @@ fn pairs(head_dim: usize) -> usize {
 /// As `prefill_attention.cu` lays its shared memory out.
 fn shared_bytes(head_dim: usize) -> u32 {
     let row = head_dim.next_power_of_two().max(64) * Float::SIZE;
-    ((pairs(head_dim) + 2 * KEYS) * row + LIST * 8 + pairs(head_dim) * 8 + 32) as u32
+    let list = if head_dim > 128 { 256 } else { 1024 };
+    ((pairs(head_dim) + 2 * KEYS) * row + list * 8 + pairs(head_dim) * 8 + 32) as u32
 }

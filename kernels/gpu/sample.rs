@@ -69,8 +69,8 @@ impl SampleRows<'_> {
             self.vocab as u64,
         ];
         let grid = [self.rows as u32, 1, 1];
-        // Histograms of 256 masses and counts, and what warps tell each other.
-        let shared = 256 * 12 + 32 * 8 + 64;
+        // Eight histograms of 256 masses, one of counts, and what warps tell each other.
+        let shared = 8 * 256 * 8 + 256 * 4 + 32 * 8 + 64;
         let launch = Launch { kernel: OP, grid, block: BLOCK, shared, args: &args };
         // SAFETY: the kernel's arguments, each as long as it reads or writes.
         unsafe { gpu.launch(&launch, &[self.logits, self.params, self.tokens]) }
@@ -94,7 +94,7 @@ impl CheckFinite<'_> {
             self.width as u64,
         ];
         let grid = [self.rows as u32, 1, 1];
-        let launch = Launch { kernel: OP, grid, block: 256, shared: 64, args: &args };
+        let launch = Launch { kernel: OP, grid, block: BLOCK, shared: 128, args: &args };
         // SAFETY: the kernel's arguments, each as long as it reads or writes.
         unsafe { gpu.launch(&launch, &[self.x, self.flags]) }
     }

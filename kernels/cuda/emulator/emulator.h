@@ -132,6 +132,10 @@ template <class T> static inline T __shfl_up_sync(unsigned mask, T value, int di
     int source = emulator::lane() - distance;
     return __shfl_sync(mask, value, source < 0 ? emulator::lane() : source);
 }
+static inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
+    for (int bits = 16; bits > 0; bits /= 2) value += __shfl_xor_sync(mask, value, bits);
+    return value;
+}
 static inline unsigned __ballot_sync(unsigned, bool value) { return emulator::vote(value); }
 static inline bool __any_sync(unsigned, bool value) { return emulator::vote(value) != 0; }
 static inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
