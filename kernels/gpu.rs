@@ -156,7 +156,8 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// Page-locked memory of the processor, holding any bytes: copies from and to it are asynchronous.
+    /// Page-locked memory of the processor, holding any bytes: copies from and to it are
+    /// asynchronous.
     pub fn pinned(&self, bytes: usize) -> Result<Pinned, Error> {
         Pinned::new(&self.driver, bytes)
     }
