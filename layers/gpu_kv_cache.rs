@@ -66,6 +66,8 @@ impl GpuKvCache {
         let frame_stride = (slots * row_bytes).next_multiple_of(ALIGNMENT);
         let num_frames = 2 * shape.layers;
         let pool = gpu.zeros((num_frames * frame_stride).max(1))?.all();
+        // rows may come by the other stream before the first step, and must not be zeroed again
+        gpu.synchronize()?;
         Ok(Self {
             gpu: gpu.clone(),
             copies: gpu.copies(),
