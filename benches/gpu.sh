@@ -8,7 +8,7 @@
 # the shape of real models. Python makes the table (benches/gpu_table.py); where it has PyTorch, that
 # runs the same workload (benches/gpu_peer.py).
 #
-#   DEVICE=cpu QUICK=1   a dry run: the same commands, small sizes, on the CPU
+#   DEVICE=cpu QUICK=1   a dry run: the same commands, small sizes and the bundled model, on the CPU
 #   TESTS=BINARY         the integration tests, built with --features cuda; those of the GPU are run
 #   PEER=0               without PyTorch
 set -uo pipefail
@@ -20,17 +20,18 @@ mkdir -p "$out"
 rm -f "$out"/*.txt "$out"/*.status
 
 if [ "${QUICK:-0}" = 1 ]; then
-    large=qwen3-0.6b repeats=1 on="--device $device --max-num-batched-tokens 256"
+    # the bundled model
+    small="" large="" ops="--repeats 1 --only rms_norm" on="--device $device --max-num-batched-tokens 256"
     workload="--num-seqs 4 --min-input-len 8 --max-input-len 32 --min-output-len 4 --max-output-len 8"
     latency="--prompt-lens 32 --output-len 8 --repeats 1"
     chunks="--num-chunks 4 --chunk-len 32 --repeats 2 --cold-repeats 1 --max-model-len 512"
 else
-    large=qwen3-8b repeats=15 on="--device $device --max-num-batched-tokens 16384"
+    small="--random-weights qwen3-0.6b" large="--random-weights qwen3-8b"
+    ops="--repeats 15" on="--device $device --max-num-batched-tokens 16384"
     workload="--num-seqs 256"
     latency="--prompt-lens 128,1024 --output-len 128 --repeats 3"
     chunks="--num-chunks 32 --chunk-len 1024 --repeats 5 --cold-repeats 3 --max-model-len 34816"
 fi
-small=qwen3-0.6b
 
 # run NAME COMMAND...: keeps what it says under NAME; the last line of a bench is JSON.
 run() {
@@ -59,22 +60,22 @@ if command -v compute-sanitizer >/dev/null; then
 fi
 
 # every op, against what the card copies and multiplies
-run kernels "$strand" bench kernels --device "$device" --repeats $repeats
+run kernels "$strand" bench kernels --device "$device" $ops
 # nano-vLLM's workload, fast and deterministic, and PyTorch's way with it
-run throughput "$strand" bench throughput --random-weights $small $workload $on \
+run throughput "$strand" bench throughput $small $workload $on \
     --max-model-len 4096 --json
-run throughput-deterministic "$strand" bench throughput --random-weights $small $workload $on \
+run throughput-deterministic "$strand" bench throughput $small $workload $on \
     --max-model-len 4096 --deterministic --json
 if [ "${PEER:-1}" = 1 ] && python3 -c 'import torch' 2>/dev/null; then
     peer=$workload
     run peer python3 "$here/gpu_peer.py" --device "$device" $peer
 fi
 # one sequence of a large model: each token reads all weights once
-run latency "$strand" bench latency --random-weights $large --batch-sizes 1,8 $latency $on --json
+run latency "$strand" bench latency $large --batch-sizes 1,8 $latency $on --json
 # the first token of a question over chunks: cold, on the device, the host, the disk; switches
-run reuse "$strand" bench reuse --random-weights $large $chunks --question-len 50 \
+run reuse "$strand" bench reuse $large $chunks --question-len 50 \
     --policy independent,exact --contexts 0 $on --json
-run tiers "$strand" bench tiers --random-weights $small --chunk-lens 64,1024 --num-chunks 2 \
+run tiers "$strand" bench tiers $small --chunk-lens 64,1024 --num-chunks 2 \
     --questions 0 --max-model-len 4096 $on --json
 
 python3 "$here/gpu_table.py" "$out" | tee "$out/table.md"

@@ -70,7 +70,8 @@ def throughput(folder):
         if found is not None:
             told = f"{found['output_tokens_per_second']:.0f} output tokens/s"
             told += f" in {found['seconds']:.1f} s"
-        yield f"nano-vLLM's workload, Qwen3-0.6B's shape, {who}", told
+        model = found.get("model", "Qwen3-0.6B's shape") if found else "Qwen3-0.6B's shape"
+        yield f"nano-vLLM's workload, {model}, {who}", told
 
 
 def latency(folder):
