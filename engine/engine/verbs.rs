@@ -82,6 +82,7 @@ impl<R: Runner> Engine<R> {
             }
             let data = self.gather(&segment)?;
             self.put_host(&segment, data);
+            self.trim_host();
         }
         Ok(Unloaded { blocks: self.scheduler.unload(&segment), bytes })
     }
@@ -173,11 +174,8 @@ impl<R: Runner> Engine<R> {
                 self.tiering.carry_out(&moves, &mut self.runner);
                 self.tiering.remove(segment.kv);
             }
-            Placement::Host => {
-                // leased before anything gives way, so that it is not what goes
-                self.scheduler.tiers_mut().put_host(segment.clone(), data.num_bytes());
-                self.tiering.put(segment.kv, data);
-            }
+            // leased before anything gives way, so that it is not what goes
+            Placement::Host => self.put_host(segment, data),
             Placement::Nowhere => {}
         }
     }
@@ -185,7 +183,6 @@ impl<R: Runner> Engine<R> {
     fn put_host(&mut self, segment: &Arc<KvSegment>, data: SegmentKv) {
         self.scheduler.tiers_mut().put_host(segment.clone(), data.num_bytes());
         self.tiering.put(segment.kv, data);
-        self.trim_host();
     }
 
     pub(super) fn trim_host(&mut self) {
