@@ -98,15 +98,19 @@ pub fn make(server: &Server, shelf: &Shelf, new: NewChunk) -> Result<Made, ApiEr
     };
     let tokens = u32::try_from(chunk.ids.len()).ok();
     let stored = StoredChunk::new(&name, kind, &chunk.text, tokens);
-    let put = {
+    let (tags, metadata) = (new.tags.clone().unwrap_or_default(), new.metadata.clone());
+    let stored = StoredChunk { info: ChunkInfo { tags, metadata, ..stored.info }, ..stored };
+    let is_new = {
         let rows = shelf.rows();
-        let put = rows.index().put_chunk(&stored).map_err(failed)?;
-        let (tags, metadata) = (new.tags.as_deref(), new.metadata.as_deref());
-        rows.index().set_about(id, tags, metadata).map_err(failed)?;
-        put
+        let is_new = rows.index().put_chunk(&stored).map_err(failed)? == PutChunk::New;
+        if !is_new {
+            let (tags, metadata) = (new.tags.as_deref(), new.metadata.as_deref());
+            rows.index().set_about(id, tags, metadata).map_err(failed)?;
+        }
+        is_new
     };
     shelf.put_at_hand(chunk);
-    Ok(Made { id, is_new: put == PutChunk::New, encoded })
+    Ok(Made { id, is_new, encoded })
 }
 
 /// A chunk keeps the name and the kind it was made with.
