@@ -264,13 +264,18 @@ impl Drop for EngineThread {
     }
 }
 
+/// Whoever waits for a request.
+struct Listener {
+    events: mpsc::Sender<Event>,
+    /// When the request came, until it first runs.
+    arrived: Option<Instant>,
+}
+
 struct EngineLoop<R> {
     engine: Engine<R>,
     commands: mpsc::Receiver<Command>,
     io: Option<IoThreads>,
-    listeners: HashMap<RequestId, mpsc::Sender<Event>>,
-    /// When those came that have not run yet.
-    arrived: HashMap<RequestId, Instant>,
+    listeners: HashMap<RequestId, Listener>,
     queue_times: QueueTimes,
     pending: HashMap<Ticket, Pending>,
     started: Instant,
@@ -287,7 +292,6 @@ impl<R: Runner> EngineLoop<R> {
             commands,
             io,
             listeners: HashMap::new(),
-            arrived: HashMap::new(),
             queue_times: QueueTimes::default(),
             pending: HashMap::new(),
             started: Instant::now(),
@@ -324,8 +328,8 @@ impl<R: Runner> EngineLoop<R> {
         match command {
             Command::Submit { request, events } => match self.engine.submit(&request) {
                 Ok(id) => {
-                    self.listeners.insert(id, events);
-                    self.arrived.insert(id, Instant::now());
+                    let listener = Listener { events, arrived: Some(Instant::now()) };
+                    self.listeners.insert(id, listener);
                 }
                 // A receiver that is gone already wants no answer.
                 Err(error) => drop(events.try_send(Event::Failed(error))),
@@ -389,8 +393,8 @@ impl<R: Runner> EngineLoop<R> {
 
     fn cancel_abandoned(&mut self) {
         let engine = &mut self.engine;
-        self.listeners.retain(|&id, events| {
-            let listens = !events.is_closed();
+        self.listeners.retain(|&id, listener| {
+            let listens = !listener.events.is_closed();
             if !listens {
                 engine.cancel(id);
             }
@@ -413,12 +417,15 @@ impl<R: Runner> EngineLoop<R> {
             self.engine.set_encode_speed(self.prefill_tokens as f64 / self.prefill_seconds);
         }
         self.decode_tokens += step.decode_tokens as u64;
-        for arrived in step.begun.iter().filter_map(|id| self.arrived.remove(id)) {
-            self.queue_times.observe(start - arrived);
+        for id in &step.begun {
+            let listener = self.listeners.get_mut(id);
+            if let Some(arrived) = listener.and_then(|listener| listener.arrived.take()) {
+                self.queue_times.observe(start - arrived);
+            }
         }
         for (id, event) in step.events {
             let Some(listener) = self.listeners.get(&id) else { continue };
-            match listener.try_send(event) {
+            match listener.events.try_send(event) {
                 Ok(()) => {}
                 Err(TrySendError::Closed(_)) => {} // cancelled before the next step
                 Err(TrySendError::Full(_)) => unreachable!("the channel holds every event"),
@@ -426,7 +433,6 @@ impl<R: Runner> EngineLoop<R> {
         }
         let engine = &self.engine;
         self.listeners.retain(|&id, _| engine.is_alive(id));
-        self.arrived.retain(|&id, _| engine.is_alive(id));
     }
 
     fn stats(&self) -> Stats {
