@@ -156,6 +156,12 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// New memory holding `values`, f32.
+    pub fn uploaded_floats(&self, values: &[f32]) -> Result<Buffer, Error> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.uploaded(&bytes)
+    }
+
     /// Page-locked memory of the processor, holding any bytes: copies from and to it are
     /// asynchronous.
     pub fn pinned(&self, bytes: usize) -> Result<Pinned, Error> {

@@ -84,11 +84,6 @@ impl GpuKvCache {
         self.frames.num_frames
     }
 
-    /// Rows of a frame.
-    pub fn num_slots(&self) -> usize {
-        self.frames.slots
-    }
-
     /// K and V of a layer: (slots, kv_heads, head_dim) each.
     pub fn layer(&self, index: usize) -> (Slice, Slice) {
         let frame = |frame: usize| {
@@ -164,8 +159,7 @@ impl GpuKvCache {
         let size = self.block_size as u32;
         let slots: Vec<u32> =
             blocks.iter().flat_map(|block| block * size..(block + 1) * size).collect();
-        let bytes: Vec<u8> = slots.iter().flat_map(|slot| slot.to_le_bytes()).collect();
-        let slots_there = self.gpu.uploaded(&bytes)?.all();
+        let slots_there = self.gpu.uploaded(&words(&slots))?.all();
         let frames = &self.frames;
         PoisonRows { frames, slots: &slots_there, num_slots: slots.len() }.launch(&self.gpu)?;
         self.gpu.synchronize()
@@ -177,7 +171,7 @@ impl GpuKvCache {
         if self.stage.len() < bytes {
             self.stage = self.gpu.alloc(bytes.next_power_of_two())?;
         }
-        let numbers: Vec<u8> = slots.iter().flat_map(|slot| slot.to_le_bytes()).collect();
+        let numbers = words(slots);
         if self.slots.len() < numbers.len() {
             self.slots = self.gpu.alloc(numbers.len().next_power_of_two())?;
         }
@@ -202,4 +196,9 @@ struct Slots {
     place: Slice,
     count: usize,
     stage: Slice,
+}
+
+/// Numbers as a device reads them.
+fn words(numbers: &[u32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }

@@ -348,8 +348,7 @@ struct Uploader<'a> {
 
 impl Uploader<'_> {
     fn upload(&self, values: &[f32]) -> Result<Slice, Error> {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Ok(self.gpu.uploaded(&bytes)?.all())
+        Ok(self.gpu.uploaded_floats(values)?.all())
     }
 }
 

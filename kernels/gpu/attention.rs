@@ -98,11 +98,10 @@ pub struct Rotary {
 
 impl Rotary {
     pub fn new(gpu: &Gpu, table: &RotaryTable) -> Result<Self, Error> {
-        let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let (cos, sin) = table.values();
         Ok(Self {
-            cos: gpu.uploaded(&bytes(cos))?,
-            sin: gpu.uploaded(&bytes(sin))?,
+            cos: gpu.uploaded_floats(cos)?,
+            sin: gpu.uploaded_floats(sin)?,
             positions: u32::try_from(table.max_position()).unwrap_or(u32::MAX),
             head_dim: table.head_dim(),
         })

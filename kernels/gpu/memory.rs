@@ -98,11 +98,7 @@ impl Slice {
     }
 
     pub(super) fn part(&self, op: &'static str, start: usize, bytes: usize) -> Result<Self, Error> {
-        let end = start.checked_add(bytes);
-        if end.is_none_or(|end| end > self.bytes) {
-            let expected = format!("at most {}, the length of the slice", self.bytes);
-            return Err(Error::value(op, "the end in bytes", end.unwrap_or(usize::MAX), expected));
-        }
+        check_range(op, (start, bytes), ("slice", self.bytes))?;
         Ok(Self { buffer: self.buffer.clone(), start: self.start + start, bytes })
     }
 
@@ -136,6 +132,20 @@ impl Slice {
         }
         Ok(self.address())
     }
+}
+
+/// Refuses `bytes` from `start` on that don't lie in memory of so many.
+fn check_range(
+    op: &'static str,
+    (start, bytes): (usize, usize),
+    (memory, length): (&str, usize),
+) -> Result<(), Error> {
+    let end = start.checked_add(bytes);
+    if end.is_some_and(|end| end <= length) {
+        return Ok(());
+    }
+    let expected = format!("at most {length}, the length of the {memory}");
+    Err(Error::value(op, "the end in bytes", end.unwrap_or(usize::MAX), expected))
 }
 
 /// A place in a stream's work.
@@ -220,11 +230,7 @@ impl Pinned {
         start: usize,
         bytes: usize,
     ) -> Result<*const u8, Error> {
-        let end = start.checked_add(bytes);
-        if end.is_none_or(|end| end > self.bytes) {
-            let expected = format!("at most {}, the length of the pinned memory", self.bytes);
-            return Err(Error::value(op, "the end in bytes", end.unwrap_or(usize::MAX), expected));
-        }
+        check_range(op, (start, bytes), ("pinned memory", self.bytes))?;
         Ok(self.address.wrapping_add(start))
     }
 
