@@ -16,6 +16,7 @@ use strand_kernels::gpu::{
 };
 use strand_kernels::{Error, PageEntry, RotaryTable};
 
+use super::middle;
 use crate::Outcome;
 use crate::args::KernelsArgs;
 
@@ -117,8 +118,7 @@ impl Clock<'_> {
             self.gpu.synchronize()?;
             seconds.push(start.elapsed().as_secs_f64() / self.calls as f64);
         }
-        seconds.sort_by(f64::total_cmp);
-        Ok(seconds[seconds.len() / 2])
+        Ok(middle(seconds))
     }
 
     fn ceilings(&self) -> Result<Ceilings> {
@@ -308,35 +308,35 @@ fn prefill(clock: &Clock, rows: usize, keys: usize) -> Result<Figures> {
 }
 
 fn product_of_one_row(clock: &Clock) -> Result<Vec<Figures>> {
-    let (outputs, inputs) = (2 * INNER / clock.divisor, HIDDEN / clock.divisor);
-    let figures = |rows: usize| {
-        let weight = clock.weight(outputs, inputs)?;
-        let (x, y) = (clock.narrow(rows * inputs)?, clock.narrow(rows * outputs)?);
-        Ok(Figures {
-            name: format!("product of {rows} rows, {inputs} to {outputs}"),
-            seconds: clock.median(|| clock.product(&x, &weight, &y, rows).fast(clock.gpu))?,
-            bytes: (weight.bytes() + rows * (inputs + outputs) * Float::SIZE) as f64,
-            operations: 2.0 * (rows * inputs * outputs) as f64,
-        })
-    };
-    [1, 16].into_iter().map(figures).collect()
+    let name = |rows, inputs, outputs| format!("product of {rows} rows, {inputs} to {outputs}");
+    products(clock, [1, 16], name, |product, gpu| product.fast(gpu))
 }
 
 fn deterministic_product(clock: &Clock) -> Result<Vec<Figures>> {
+    let name = |rows, _, _| format!("deterministic product of {rows} rows");
+    products(clock, [1, 4096 / clock.divisor], name, |product, gpu| product.deterministic(gpu))
+}
+
+/// For so many rows; `name` is told rows, inputs and outputs.
+fn products(
+    clock: &Clock,
+    rows: [usize; 2],
+    name: impl Fn(usize, usize, usize) -> String,
+    launch: impl Fn(&Product, &Gpu) -> Result<(), Error>,
+) -> Result<Vec<Figures>> {
     let (outputs, inputs) = (2 * INNER / clock.divisor, HIDDEN / clock.divisor);
     let figures = |rows: usize| {
         let weight = clock.weight(outputs, inputs)?;
         let (x, y) = (clock.narrow(rows * inputs)?, clock.narrow(rows * outputs)?);
-        let seconds =
-            clock.median(|| clock.product(&x, &weight, &y, rows).deterministic(clock.gpu))?;
+        let product = clock.product(&x, &weight, &y, rows);
         Ok(Figures {
-            name: format!("deterministic product of {rows} rows"),
-            seconds,
+            name: name(rows, inputs, outputs),
+            seconds: clock.median(|| launch(&product, clock.gpu))?,
             bytes: (weight.bytes() + rows * (inputs + outputs) * Float::SIZE) as f64,
             operations: 2.0 * (rows * inputs * outputs) as f64,
         })
     };
-    [1, 4096 / clock.divisor].into_iter().map(figures).collect()
+    rows.into_iter().map(figures).collect()
 }
 
 fn rms_norm(clock: &Clock) -> Result<Vec<Figures>> {

@@ -81,6 +81,12 @@ pub fn run(args: &KernelsArgs, common: &CommonArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// The median of what was measured; of two in the middle the longer one.
+fn middle(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
 impl Clock {
     /// Seconds of one call: the median, after one that is not counted.
     fn median<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<f64> {
@@ -91,8 +97,7 @@ impl Clock {
             call()?;
             seconds.push(start.elapsed().as_secs_f64());
         }
-        seconds.sort_by(f64::total_cmp);
-        Ok(seconds[seconds.len() / 2])
+        Ok(middle(seconds))
     }
 
     fn ceilings(&self) -> Ceilings {
