@@ -8,7 +8,8 @@ from values import HERE, WORDS, Values, article, plural
 # how many of the chunks are of which kind, and the mix that dwells on what is learnt last: values
 # that stand before the word one asks for
 MIX = dict(notes=4, plain_notes=4, config=4, letter=1, readme=1, code=1, inventory=1, memory=2)
-HARD = dict(notes=5, plain_notes=3, config=3, letter=2, readme=2, code=2, inventory=4, memory=1)
+HARD = dict(notes=5, plain_notes=2, owned_notes=2, config=3, letter=2, readme=2, code=2, inventory=4,
+            memory=1)
 # facts.txt: entity kind / attribute / value / statements / questions / answer, with {e} entity,
 # {a} attribute, {v} value, {n} value with its article. Most attributes also have generic forms.
 SPEC = {}
@@ -89,10 +90,10 @@ class Chunks(Values):
             head = self.word("noun")
         return f"{first} {head}".strip(), value
 
-    def plain(self, mine=False):
+    def plain(self, mine=False, owner=""):
         """`The wifi password is x.`, `Anna's badge number is 7.`, `My ...`: a newcomer's facts."""
         the = "The {a} is {v}."
-        if not mine and self.chance(0.15):
+        if not mine and not owner and self.chance(0.15):
             first = self.pick((self.word("about"), self.common(), ""))
             role = self.fresh(lambda: f"{first} {self.word('role')}".strip())
             asks = "Who is the {a}?", "Who is our {a}?", "What is the name of the {a}?"
@@ -107,10 +108,10 @@ class Chunks(Values):
                         "Your {a} is {v}.")
         line = a if self.chance(0.5) else a[0].upper() + a[1:]
         line += self.pick((": ", ": ", " = ", " is ")) + v
-        if self.chance(0.25):
-            e, of, own = self.value("name"), "The {a} of {e} is {v}.", "{e}'s {a} is {v}."
+        if owner or self.chance(0.25):
+            e, of, own = owner or self.value("name"), "The {a} of {e} is {v}.", "{e}'s {a} is {v}."
             asks = ("What is {e}'s {a}?", own), ("What is the {a} of {e}?", of)
-            return fact(e, a, v, [own, of], asks, None, f"{e}'s {line}")
+            return fact(e, a, v, [own, of], asks[bool(owner):], None, f"{e}'s {line}")
         asks = ["What is the {a}?"] * 3 + ["What's the {a}?", "Tell me the {a}.",
                                            "Do you know the {a}?", "Which {a} do we use?"]
         return fact(a, a, v, [the, the, "Our {a} is {v}.", "Remember: the {a} is {v}."], asks, the,
@@ -187,6 +188,16 @@ class Chunks(Values):
         if mine or self.chance(0.2):
             return self.pack("note", self.common(), body, facts, missing)
         return self.pack("file", self.file("md", "txt", "txt", "notes"), body, facts, missing)
+
+    def owned_notes(self):
+        """`The password of the harbour gate is x.`: things that have one or two such topics each."""
+        facts, missing = [], []
+        while len(facts) < self.facts[1] and (not facts or self.chance(0.7)):
+            e = self.entity("object")
+            facts += [self.plain(owner=e) for _ in range(self.some((1, 2)))]
+            missing.append(self.plain(owner=e))
+        missing.append(self.plain(owner=self.entity("object")))
+        return self.pack("file", self.file("md", "txt"), self.prose(facts), facts, missing)
 
     def letter(self):
         facts, missing = self.facts_about("person", "place", "object", "event")
