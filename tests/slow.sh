@@ -4,7 +4,7 @@
 # people's judges of the server. Prints what was run, on what, and how it ended; results are kept
 # in tests/results/.
 #
-#     tests/slow.sh [STEP...]      [default: histories processes soak timing fuzz spans judges]
+#     tests/slow.sh [STEP...]      [default: histories processes soak timing blows fuzz spans judges]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
@@ -16,7 +16,7 @@ run() {
     printf '\n== %s\n' "$*"
     env "${@:2}" cargo test --locked --workspace ${FEATURES:+--features "$FEATURES"} --test tests \
         -- --nocapture "$1" 2>/dev/null |
-        grep -E '^(test |[0-9]+ histories|[0-9]+ kills|[0-9]+ clients|[a-z]+: [0-9]+ probes|test result)'
+        grep -E '^(test |[0-9]+ histories|[0-9]+ kills|[0-9]+ clients|[a-z]+: [0-9]+ probes|blows|test result)'
 }
 
 # Needs nightly's coverage and `cargo install cargo-fuzz`; its findings lie in fuzz/artifacts.
@@ -32,13 +32,14 @@ fuzz() {
     rm -rf "$found"
 }
 
-for step in "${@:-histories processes soak timing fuzz spans judges}"; do
+for step in "${@:-histories processes soak timing blows fuzz spans judges}"; do
     for name in $step; do
         case $name in
         histories) run histories STRAND_HISTORIES="${HISTORIES:-2000}" ;;
         processes) run processes STRAND_KILLS="${KILLS:-300}" ;;
         soak) run server_soak STRAND_SOAK_SECONDS="${SOAK_SECONDS:-600}" ;;
         timing) run server_timing STRAND_PROBES="${PROBES:-500}" ;;
+        blows) run server_reading STRAND_BLOWS="${BLOWS:-3000000}" ;;
         fuzz) fuzz ;;
         spans) FEATURES=otel run server_traces ;;
         judges) printf '\n== judges\n' && tests/clients/judges.sh ;;
