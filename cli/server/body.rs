@@ -1,4 +1,5 @@
-//! Reads a JSON body: its type, its size and the time it takes are limited.
+//! Reads a JSON body, as what its route asks for: its type, its size and the time it takes are
+//! limited.
 
 use std::time::Duration;
 
@@ -9,10 +10,36 @@ use http_body_util::BodyExt;
 
 use super::error::ApiError;
 use super::lenient::Fields;
-use super::state::App;
+use super::state::{App, Server, ServerLimits};
 
 /// So much more is read and thrown away, so that the client comes to read why.
 const DISCARDED: usize = 64 << 20;
+
+/// What a body can be read as.
+pub trait FromFields: Sized {
+    /// Takes out what it knows.
+    fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError>;
+}
+
+/// A body as it was read.
+pub struct Asked<T>(pub T);
+
+impl Server {
+    /// Reads a body; what nobody took out of it is counted.
+    pub fn read<T: FromFields>(&self, mut fields: Fields) -> Result<T, ApiError> {
+        let read = T::read(&mut fields, &self.limits)?;
+        self.metrics.was_read(&fields);
+        Ok(read)
+    }
+}
+
+impl<T: FromFields> FromRequest<App> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        app.read(Fields::from_request(request, app).await?).map(Self)
+    }
+}
 
 impl FromRequest<App> for Fields {
     type Rejection = ApiError;

@@ -7,9 +7,9 @@ use strand_engine::FinishReason;
 
 use super::asking;
 use super::auth::Principal;
+use super::body::Asked;
 use super::error::ApiError;
 use super::generation::{Generation, Piece};
-use super::lenient::Fields;
 use super::library::sight;
 use super::logprobs::ChatLogprobs;
 use super::prompt::Chat;
@@ -24,10 +24,8 @@ use super::wire::chat::{ChatChoice, ChatChunk, ChatCompletion, ChatRequest, Chun
 pub async fn create(
     State(app): State<App>,
     principal: Principal,
-    mut fields: Fields,
+    Asked(asked): Asked<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let asked = ChatRequest::read(&mut fields, &app.limits)?;
-    app.metrics.was_read(&fields);
     let ChatRequest { common, messages, tools, form, ending, marks } = asked;
     app.model.check(common.model.as_deref())?;
     let shape = structured::shape(&app, form, &tools).await?;

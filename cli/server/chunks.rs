@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::asking::blocking;
 use super::auth::Principal;
+use super::body::Asked;
 use super::error::ApiError;
 use super::lenient::Fields;
 use super::library::chunks::{self, Filter};
@@ -146,9 +147,7 @@ impl FromRequest<App> for Upload {
         let media = request.headers().get(header::CONTENT_TYPE);
         let media = media.and_then(|media| media.to_str().ok()).unwrap_or_default();
         if !media.to_ascii_lowercase().starts_with("multipart/form-data") {
-            let mut fields = Fields::from_request(request, app).await?;
-            let new = NewChunk::of_json(&mut fields)?;
-            app.metrics.was_read(&fields);
+            let Asked(new) = Asked::from_request(request, app).await?;
             return Ok(Self(new));
         }
         check_origin(request.headers())?;
@@ -201,7 +200,7 @@ async fn read_form(request: Request, app: &App) -> Result<Upload, ApiError> {
         ApiError { code: Some("missing_required_parameter"), ..error }
     })?;
     let mut fields = Fields::of_body(Value::Object(fields).to_string().as_bytes())?;
-    NewChunk::read(&mut fields, content).map(Upload)
+    NewChunk::with_content(&mut fields, content).map(Upload)
 }
 
 /// A form knows text alone; a tag more than once is a list.

@@ -7,9 +7,9 @@ use strand_engine::{FinishReason, Segment, TokenLogprobs};
 
 use super::asking::{self, request};
 use super::auth::Principal;
+use super::body::Asked;
 use super::error::ApiError;
 use super::generation::{Generation, Piece};
-use super::lenient::Fields;
 use super::logprobs::TextLogprobs;
 use super::sse::Message;
 use super::state::App;
@@ -21,10 +21,8 @@ use super::{prompt, tokenize};
 pub async fn create(
     State(app): State<App>,
     principal: Principal,
-    mut fields: Fields,
+    Asked(mut asked): Asked<TextRequest>,
 ) -> Result<Response, ApiError> {
-    let mut asked = TextRequest::read(&mut fields, &app.limits)?;
-    app.metrics.was_read(&fields);
     app.model.check(asked.common.model.as_deref())?;
     let (texts, special) = (std::mem::take(&mut asked.prompts), asked.add_special_tokens);
     if asked.common.selection.context.is_some() {

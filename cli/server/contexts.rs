@@ -8,8 +8,8 @@ use axum::http::StatusCode;
 
 use super::asking::blocking;
 use super::auth::{Access, Principal, Tenant};
+use super::body::Asked;
 use super::error::ApiError;
-use super::lenient::Fields;
 use super::library::contexts::{self, Edit};
 use super::library::{Shelf, page};
 use super::query::{MaybeFields, Names, Params};
@@ -45,11 +45,9 @@ pub async fn create(
     State(app): State<App>,
     principal: Principal,
     params: Params,
-    mut fields: Fields,
+    Asked(change): Asked<ContextChange>,
 ) -> Result<Made, ApiError> {
     let whose = Whose::new(principal, &params)?;
-    let change = ContextChange::read(&mut fields)?;
-    app.metrics.was_read(&fields);
     let made = blocking(&app, move |server| contexts::make(server, &*whose.shelf(server)?, change));
     Ok((StatusCode::CREATED, Json(made.await?)))
 }
@@ -83,10 +81,8 @@ pub async fn change(
     principal: Principal,
     params: Params,
     Names(id): Names<String>,
-    mut fields: Fields,
+    Asked(change): Asked<ContextChange>,
 ) -> Result<Json<ContextObject>, ApiError> {
-    let change = ContextChange::read(&mut fields)?;
-    app.metrics.was_read(&fields);
     edit(app, Whose::new(principal, &params)?, id, Edit::Change(Box::new(change))).await
 }
 

@@ -15,8 +15,8 @@ use strand_models::{EmbeddedText, Embedder};
 
 use super::asking::blocking;
 use super::auth::Principal;
+use super::body::Asked;
 use super::error::ApiError;
-use super::lenient::Fields;
 use super::prompt;
 use super::state::App;
 use super::wire::completions::Prompt;
@@ -44,10 +44,8 @@ impl EmbeddingModel {
 pub async fn create(
     State(app): State<App>,
     principal: Principal,
-    mut fields: Fields,
+    Asked(asked): Asked<EmbeddingRequest>,
 ) -> Result<Json<Embeddings>, ApiError> {
-    let asked = EmbeddingRequest::read(&mut fields)?;
-    app.metrics.was_read(&fields);
     let EmbeddingRequest { model, texts, as_base64, dimensions } = asked;
     let made_for_it =
         app.embedder.as_ref().filter(|embedder| model.is_empty() || model == embedder.id);

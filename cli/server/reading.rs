@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::body::FromFields;
 use super::error::ApiError;
 use super::lenient::Fields;
 use super::state::ServerLimits;
@@ -76,11 +77,11 @@ impl Body {
                 let asked = ResponseRequest::read(&mut fields, limits)?;
                 drop(asked.messages(&[])?);
             }
-            Self::Embedding => drop(EmbeddingRequest::read(&mut fields)?),
-            Self::Tokenize => drop(TokenizeRequest::read(&mut fields)?),
-            Self::Detokenize => drop(DetokenizeRequest::read(&mut fields)?),
-            Self::Chunk => drop(NewChunk::of_json(&mut fields)?),
-            Self::Context => drop(ContextChange::read(&mut fields)?),
+            Self::Embedding => drop(EmbeddingRequest::read(&mut fields, limits)?),
+            Self::Tokenize => drop(TokenizeRequest::read(&mut fields, limits)?),
+            Self::Detokenize => drop(DetokenizeRequest::read(&mut fields, limits)?),
+            Self::Chunk => drop(NewChunk::read(&mut fields, limits)?),
+            Self::Context => drop(ContextChange::read(&mut fields, limits)?),
         }
         Ok(fields)
     }

@@ -5,8 +5,8 @@ use axum::extract::State;
 use strand_models::{ChatTemplate, IncrementalDecoder, Tokenizer};
 
 use super::asking::blocking;
+use super::body::Asked;
 use super::error::ApiError;
-use super::lenient::Fields;
 use super::logprobs::spelling;
 use super::prompt;
 use super::state::App;
@@ -16,10 +16,8 @@ use super::wire::tokens::{
 
 pub async fn tokenize(
     State(app): State<App>,
-    mut fields: Fields,
+    Asked(asked): Asked<TokenizeRequest>,
 ) -> Result<Json<Tokenized>, ApiError> {
-    let asked = TokenizeRequest::read(&mut fields)?;
-    app.metrics.was_read(&fields);
     app.model.check(asked.model.as_deref())?;
     let answer = blocking(&app, move |server| {
         let tokens = match asked.said {
@@ -43,10 +41,9 @@ pub async fn tokenize(
 
 pub async fn detokenize(
     State(app): State<App>,
-    mut fields: Fields,
+    Asked(asked): Asked<DetokenizeRequest>,
 ) -> Result<Json<Detokenized>, ApiError> {
-    let DetokenizeRequest { model, tokens } = DetokenizeRequest::read(&mut fields)?;
-    app.metrics.was_read(&fields);
+    let DetokenizeRequest { model, tokens } = asked;
     app.model.check(model.as_deref())?;
     let tokenizer = prompt::tokenizer(&app)?;
     if let Some(token) = tokens.iter().find(|&&token| tokenizer.token_bytes(token).is_none()) {

@@ -12,9 +12,9 @@ use serde_json::Value;
 
 use super::asking;
 use super::auth::Principal;
+use super::body::Asked;
 use super::error::ApiError;
 use super::generation::Generation;
-use super::lenient::Fields;
 use super::library::sight;
 use super::prompt::{Chat, Ending};
 use super::sse::{self, Play};
@@ -27,10 +27,8 @@ pub use socket::connect;
 pub async fn create(
     State(app): State<App>,
     principal: Principal,
-    mut fields: Fields,
+    Asked(asked): Asked<ResponseRequest>,
 ) -> Result<Response, ApiError> {
-    let asked = ResponseRequest::read(&mut fields, &app.limits)?;
-    app.metrics.was_read(&fields);
     if let Some(previous) = &asked.previous {
         return Err(not_kept(previous));
     }

@@ -110,9 +110,8 @@ impl Session {
     ) -> Result<(Play<Events>, Vec<Value>, Turn), ApiError> {
         let principal = self.app.keys.principal(&self.headers)?;
         let turn = self.app.quotas.enter(&principal.tenant)?;
-        let mut fields = Fields::of_value("", request)?.into_body();
-        let asked = ResponseRequest::read(&mut fields, &self.app.limits)?;
-        self.app.metrics.was_read(&fields);
+        let fields = Fields::of_value("", request)?.into_body();
+        let asked: ResponseRequest = self.app.read(fields)?;
         let before = match &asked.previous {
             None => &[][..],
             Some(id) => {

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::common::Common;
 use super::messages::{self, ChatMessage};
+use crate::server::body::FromFields;
 use crate::server::error::ApiError;
 use crate::server::lenient::Fields;
 use crate::server::logprobs::ChatLogprobs;
@@ -206,8 +207,8 @@ impl Delta {
     }
 }
 
-impl ChatRequest {
-    pub fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
+impl FromFields for ChatRequest {
+    fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
         let marks = fields.marks();
         let mut common = Common::read(fields, limits)?;
         common.sampling.max_tokens = max_tokens(fields)?;

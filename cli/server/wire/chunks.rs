@@ -5,9 +5,11 @@ use serde_json::Value;
 use strand_engine::context::{Chunk, ChunkKind};
 use utoipa::ToSchema;
 
+use crate::server::body::FromFields;
 use crate::server::error::ApiError;
 use crate::server::lenient::{Fields, wrong_type};
 use crate::server::library::misses::Miss;
+use crate::server::state::ServerLimits;
 
 /// A chunk to be made.
 #[derive(Debug, Default)]
@@ -130,14 +132,16 @@ const TAG_LEN: usize = 64;
 const NAME_LEN: usize = 256;
 const METADATA_LEN: usize = 16 << 10;
 
-impl NewChunk {
-    /// From JSON, where the content is text.
-    pub fn of_json(fields: &mut Fields) -> Result<Self, ApiError> {
+/// From JSON, where the content is text.
+impl FromFields for NewChunk {
+    fn read(fields: &mut Fields, _: &ServerLimits) -> Result<Self, ApiError> {
         let content = fields.required_text("content")?.into_bytes();
-        Self::read(fields, content)
+        Self::with_content(fields, content)
     }
+}
 
-    pub fn read(fields: &mut Fields, content: Vec<u8>) -> Result<Self, ApiError> {
+impl NewChunk {
+    pub fn with_content(fields: &mut Fields, content: Vec<u8>) -> Result<Self, ApiError> {
         Ok(Self {
             content,
             name: checked_name(fields.text("name")?)?,

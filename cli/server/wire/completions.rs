@@ -5,6 +5,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::common::Common;
+use crate::server::body::FromFields;
 use crate::server::error::ApiError;
 use crate::server::lenient::{Fields, token, wrong_type};
 use crate::server::logprobs::TextLogprobs;
@@ -70,8 +71,8 @@ impl TextChoice {
 /// OpenAI's default.
 const MAX_TOKENS: usize = 16;
 
-impl TextRequest {
-    pub fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
+impl FromFields for TextRequest {
+    fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
         let mut common = Common::read(fields, limits)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         let max_tokens = fields.count("max_tokens", 0..=usize::MAX)?.unwrap_or(MAX_TOKENS);

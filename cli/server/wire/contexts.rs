@@ -6,9 +6,11 @@ use strand_engine::context::ReusePolicy;
 use utoipa::ToSchema;
 
 use super::chunks::checked_name;
+use crate::server::body::FromFields;
 use crate::server::error::ApiError;
 use crate::server::lenient::{Fields, wrong_type};
 use crate::server::library;
+use crate::server::state::ServerLimits;
 
 /// What a context is to be, as far as it was said.
 #[derive(Debug, Default)]
@@ -85,8 +87,8 @@ pub struct Said {
 pub const CHUNKS: usize = 1024;
 const SYSTEM_LEN: usize = 1 << 20;
 
-impl ContextChange {
-    pub fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+impl FromFields for ContextChange {
+    fn read(fields: &mut Fields, _: &ServerLimits) -> Result<Self, ApiError> {
         let policy = library::policy(fields.text("policy")?.as_deref(), "policy")?;
         let system = fields.text("system")?;
         if system.as_ref().is_some_and(|system| system.len() > SYSTEM_LEN) {

@@ -4,8 +4,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::completions::{Prompt, prompts};
+use crate::server::body::FromFields;
 use crate::server::error::ApiError;
 use crate::server::lenient::Fields;
+use crate::server::state::ServerLimits;
 
 /// Texts whose vectors are wanted.
 pub struct EmbeddingRequest {
@@ -50,8 +52,8 @@ pub struct EmbeddingUsage {
     pub total_tokens: usize,
 }
 
-impl EmbeddingRequest {
-    pub fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+impl FromFields for EmbeddingRequest {
+    fn read(fields: &mut Fields, _: &ServerLimits) -> Result<Self, ApiError> {
         Ok(Self {
             model: fields.text("model")?.unwrap_or_default(),
             texts: prompts(fields, "input", TEXTS)?,

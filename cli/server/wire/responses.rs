@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::common::{self, Common, StreamOptions};
 use super::messages::{self, ChatMessage};
+use crate::server::body::FromFields;
 use crate::server::error::ApiError;
 use crate::server::lenient::{Fields, wrong_type};
 use crate::server::state::ServerLimits;
@@ -81,8 +82,8 @@ const ECHOED: [(&str, Value); 13] = [
     ("user", Value::Null),
 ];
 
-impl ResponseRequest {
-    pub fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
+impl FromFields for ResponseRequest {
+    fn read(fields: &mut Fields, limits: &ServerLimits) -> Result<Self, ApiError> {
         let echo = echo(fields);
         refuse_what_is_not_done(fields)?;
         let streams = fields.flag("stream")?.unwrap_or(false);
@@ -114,7 +115,9 @@ impl ResponseRequest {
             echo,
         })
     }
+}
 
+impl ResponseRequest {
     /// The messages of the chat, which begins with `before`, and marks that none of them has.
     pub fn messages(&self, before: &[Value]) -> Result<(Vec<ChatMessage>, Marks), ApiError> {
         let instructions = self.instructions.iter();

@@ -6,9 +6,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{chat, messages};
+use crate::server::body::FromFields;
 use crate::server::error::ApiError;
 use crate::server::lenient::Fields;
 use crate::server::prompt::Chat;
+use crate::server::state::ServerLimits;
 use crate::server::tools::Tools;
 
 /// What is to be tokenized.
@@ -57,8 +59,8 @@ pub struct TokenizerInfo {
     pub special_tokens: BTreeMap<String, String>,
 }
 
-impl TokenizeRequest {
-    pub fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+impl FromFields for TokenizeRequest {
+    fn read(fields: &mut Fields, _: &ServerLimits) -> Result<Self, ApiError> {
         let marks = fields.marks();
         let said = match fields.text("prompt")? {
             Some(text) => Said::Text(text),
@@ -78,8 +80,8 @@ impl TokenizeRequest {
     }
 }
 
-impl DetokenizeRequest {
-    pub fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+impl FromFields for DetokenizeRequest {
+    fn read(fields: &mut Fields, _: &ServerLimits) -> Result<Self, ApiError> {
         let tokens = fields.tokens("tokens")?.ok_or_else(|| fields.missing("tokens"))?;
         Ok(Self { model: fields.text("model")?, tokens })
     }
