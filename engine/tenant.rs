@@ -9,6 +9,10 @@ use sha2::{Digest, Sha256};
 /// Stands before what narrows a salt.
 const BORDER: char = '\0';
 
+/// In the place of a tenant: KV that tenants share, which belongs to each that has the chunk.
+/// Erased by one of them it is gone, and encoded again for the others.
+pub const SHARED: &str = "all tenants";
+
 /// The salt of a tenant's requests; a client's own word narrows it further.
 pub fn salt(tenant: &str, narrower: Option<&str>) -> String {
     match narrower {
@@ -25,6 +29,11 @@ pub fn salt(tenant: &str, narrower: Option<&str>) -> String {
 /// The tenant whose salt this is.
 pub fn tenant_of(salt: &str) -> &str {
     salt.rsplit_once(BORDER).map_or(salt, |(tenant, _)| tenant)
+}
+
+/// Whether KV is a tenant's own, or one of those that all share.
+pub fn may_use(tenant: &str, salt: &str) -> bool {
+    [tenant, SHARED].contains(&tenant_of(salt))
 }
 
 #[cfg(test)]
@@ -44,5 +53,10 @@ mod tests {
             }
         }
         assert!(salts.contains(""), "nobody's salt is empty");
+        for of in tenants {
+            let uses = |salt: &String| may_use(of, salt);
+            assert_eq!(salts.iter().filter(|salt| uses(salt)).count(), words.len());
+            assert!(uses(&salt(SHARED, None)));
+        }
     }
 }

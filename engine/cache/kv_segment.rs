@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::tenant::tenant_of;
+use crate::tenant::{SHARED, may_use, tenant_of};
 
 use super::{BlockHash, ChunkId, KvId, KvIdentity, KvVariant};
 
@@ -23,7 +23,7 @@ pub struct KvSegment {
     pub hashes: Box<[BlockHash]>,
 }
 
-/// The KV of a chunk: a tenant's, whatever narrows its salts, or everybody's.
+/// The KV of a chunk: what a tenant may use, whatever narrows its salts, or everybody's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvOf {
     pub chunk: ChunkId,
@@ -43,11 +43,11 @@ impl KvOf {
 
     pub fn has_salt(&self, salt: &[u8]) -> bool {
         let salt = String::from_utf8_lossy(salt);
-        self.tenant.as_ref().is_none_or(|tenant| tenant == tenant_of(&salt))
+        self.tenant.as_ref().is_none_or(|tenant| may_use(tenant, &salt))
     }
 
     pub fn has_tenant(&self, tenant: &str) -> bool {
-        self.tenant.as_ref().is_none_or(|own| own == tenant)
+        self.tenant.as_ref().is_none_or(|own| own == tenant || tenant == SHARED)
     }
 }
 

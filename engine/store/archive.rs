@@ -15,6 +15,7 @@ use super::store::{Store, open_file, row};
 use super::upkeep::Problem;
 use crate::ChunkId;
 use crate::context::ChunkKind;
+use crate::tenant::SHARED;
 
 const MAGIC: &[u8; 8] = b"STRANDCH";
 const VERSION: u32 = 1;
@@ -102,7 +103,8 @@ impl Store {
         let (chunk, parts) = check(&mut source, length).map_err(unusable)?;
         let there = self.all_kv_files()?;
         // another tenant's KV is of no use here
-        let own = parts.iter().filter(|part| part.row.tenant == self.tenant());
+        let own = |part: &&Part| [self.tenant(), SHARED].contains(&&*part.row.tenant);
+        let own = parts.iter().filter(own);
         let new: Vec<&Part> =
             own.filter(|part| there.iter().all(|file| file.kv_id != part.row.kv_id)).collect();
         for (index, part) in new.iter().enumerate() {

@@ -11,6 +11,7 @@ use super::now;
 use super::store::{Store, open_file, open_named};
 use crate::ChunkId;
 use crate::cache::KvId;
+use crate::tenant::SHARED;
 
 impl Store {
     /// Whether there is a file for it, as the index knows it.
@@ -18,11 +19,17 @@ impl Store {
         Ok(self.index.file(id)?.is_some())
     }
 
-    /// The tenant's files.
+    /// The tenant's files, and of those that tenants share the ones of its chunks.
     pub fn kv_files(&self) -> Result<Vec<KvFile>, StoreError> {
-        let mut files = self.index.files()?;
-        files.retain(|file| file.tenant == self.tenant());
-        Ok(files)
+        let mut own = Vec::new();
+        for file in self.index.files()? {
+            let is_own = match file.tenant.as_str() {
+                tenant if tenant == self.tenant() => true,
+                tenant => tenant == SHARED && self.keeps(self.tenant(), file.chunk)?,
+            };
+            own.extend(is_own.then_some(file));
+        }
+        Ok(own)
     }
 
     /// What the tenant's files of a chunk say of themselves; those that say nothing are left out.
@@ -50,7 +57,7 @@ impl Store {
         self.index.chunk(id)
     }
 
-    /// Whether a chunk's text is kept for a tenant.
+    /// Whether a chunk's text is kept for a tenant; for [`SHARED`], whether it is for any.
     pub fn keeps(&self, tenant: &str, id: ChunkId) -> Result<bool, StoreError> {
         self.index.keeps(tenant, id)
     }

@@ -7,7 +7,9 @@ use sha2::{Digest, Sha256};
 use super::codec::Encoding;
 use super::testing::*;
 use super::*;
+use crate::ChunkId;
 use crate::cache::{KvIdentity, KvVariant};
+use crate::tenant::SHARED;
 
 #[test]
 fn what_is_saved_is_there_in_the_next_process() {
@@ -330,6 +332,34 @@ fn tenants_have_chunks_contexts_and_files_of_their_own() {
     assert_eq!(anna.opened(), &OpenReport::default());
     assert_eq!(anna.erase(common.chunk).unwrap().files, 2);
     assert_eq!(anna.all_kv_files().unwrap(), []);
+    no_problems(&anna);
+}
+
+#[test]
+fn a_file_that_tenants_share_is_of_those_who_have_the_chunk() {
+    let scratch = Scratch::new();
+    let nobody = Store::open(scratch.path()).unwrap();
+    let of = |tenant| nobody.of_tenant(tenant).unwrap();
+    let [all, anna, ben, carl] = [SHARED, "anna", "ben", "carl"].map(of);
+    let chunk = put(&anna, 1);
+    put(&ben, 1);
+    let (record, kv) = fill_for(&all, 1, None);
+    let files = [&anna, &ben, &carl].map(|store| store.kv_files().unwrap().len());
+    assert_eq!(files, [1, 1, 0]);
+    assert!(all.keeps(SHARED, chunk).unwrap() && !all.keeps(SHARED, ChunkId::of(b"x")).unwrap());
+    assert_eq!(nobody.gc(None).unwrap().removed, [], "it is somebody's");
+    anna.lease(chunk, 60).unwrap();
+    assert_eq!(nobody.gc(Some(0)).unwrap().removed, [], "leased by one of them");
+    assert_eq!(found(&ben, &record), kv);
+
+    assert_eq!(carl.erase(chunk).unwrap(), Erased::default(), "who doesn't have it erases nothing");
+    assert_eq!(anna.erase(chunk).unwrap().files, 1);
+    assert_eq!(load(&ben, &record), Loaded::Absent);
+    assert_eq!((ben.chunks().unwrap().len(), all.all_kv_files().unwrap().len()), (1, 0));
+    fill_for(&all, 1, None);
+    assert!(ben.index().remove_chunk(chunk).unwrap());
+    fill_for(&all, 1, None);
+    assert_eq!(nobody.gc(None).unwrap().removed.len(), 1, "nobody has the chunk any more");
     no_problems(&anna);
 }
 

@@ -12,6 +12,7 @@ use super::now;
 use super::store::{Quarantined, Store, open_file, open_named};
 use crate::ChunkId;
 use crate::cache::KvId;
+use crate::tenant::SHARED;
 
 /// What erasing removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,19 +61,24 @@ const KEEP_QUARANTINED: Duration = Duration::from_secs(7 * 86_400);
 const KEEP_TEMPORARY: Duration = Duration::from_secs(3600);
 
 impl Store {
-    /// Removes the tenant's chunk, its files and its place in every context. What other tenants
-    /// have of the same content stays.
+    /// Removes the tenant's chunk, its files, those that it shares, and its place in every context.
+    /// What other tenants have of the same content stays.
     ///
     /// Files first: interrupted, the chunk is still listed and can be erased again.
     pub fn erase(&self, chunk: ChunkId) -> Result<Erased, StoreError> {
-        let files = self.kv_files()?.into_iter().filter(|file| file.chunk == chunk);
+        let mut files = self.kv_files()?;
+        files.retain(|file| file.chunk == chunk);
         let mut erased = Erased::default();
-        for file in files {
+        for file in &files {
             self.remove_kv(file.kv_id)?;
             erased.files += 1;
             erased.bytes += file.bytes;
         }
         self.sync_kv()?;
+        // the tenant's own go with the chunk
+        for file in files.iter().filter(|file| file.tenant == SHARED) {
+            self.index.remove_file(file.kv_id)?;
+        }
         self.erase_quarantined(chunk)?;
         erased.chunk = self.index.remove_chunk(chunk)?;
         // the log would keep the text
@@ -102,8 +108,9 @@ impl Store {
             let header =
                 open_file(&path).ok().map(|(source, length)| KvReader::open(source, length));
             let record = header.and_then(Result::ok).map(|reader| reader.record);
-            let is_own =
-                |record: KvRecord| record.chunk == chunk && record.tenant() == self.tenant();
+            let is_own = |record: KvRecord| {
+                record.chunk == chunk && [self.tenant(), SHARED].contains(&&*record.tenant())
+            };
             if record.is_none_or(is_own) {
                 let removed = self.files.remove(&path);
                 removed.map_err(|error| StoreError::io("remove", &path, error))?;
@@ -155,7 +162,7 @@ impl Store {
         let chunks = self.index.all_chunk_ids()?;
         let files = self.files_by_worth()?;
         let (kept, orphans): (Vec<KvFile>, Vec<KvFile>) =
-            files.into_iter().partition(|file| chunks.contains(&owner(file)));
+            files.into_iter().partition(|file| has(&chunks, file));
         let all: u64 = kept.iter().map(|file| file.bytes).sum();
         let excess = self.least_worth(kept, budget.unwrap_or(u64::MAX))?;
         collected.kept_bytes = all - excess.iter().map(|file| file.bytes).sum::<u64>();
@@ -198,7 +205,7 @@ impl Store {
         let leased: BTreeSet<(String, ChunkId)> = self.leases()?.into_iter().collect();
         let mut bytes: u64 = files.iter().map(|file| file.bytes).sum();
         let mut unwanted = Vec::new();
-        for file in files.into_iter().filter(|file| !leased.contains(&owner(file))) {
+        for file in files.into_iter().filter(|file| !has(&leased, file)) {
             if bytes > budget {
                 bytes -= file.bytes;
                 unwanted.push(file);
@@ -231,9 +238,12 @@ impl Store {
     }
 }
 
-/// Whose chunk a file is of.
-fn owner(file: &KvFile) -> (String, ChunkId) {
-    (file.tenant.clone(), file.chunk)
+/// Whether a file is of one of these tenants' chunks.
+fn has(chunks: &BTreeSet<(String, ChunkId)>, file: &KvFile) -> bool {
+    match file.tenant.as_str() {
+        SHARED => chunks.iter().any(|(_, chunk)| *chunk == file.chunk),
+        tenant => chunks.contains(&(tenant.to_owned(), file.chunk)),
+    }
 }
 
 /// What a byte of the file saves: tokens not computed again, times how often that is likely.

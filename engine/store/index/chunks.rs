@@ -8,6 +8,7 @@ use super::Index;
 use crate::ChunkId;
 use crate::context::ChunkKind;
 use crate::store::error::StoreError;
+use crate::tenant::SHARED;
 
 /// A chunk without its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,7 +103,10 @@ impl Index {
     }
 
     pub fn keeps(&self, tenant: &str, id: ChunkId) -> Result<bool, StoreError> {
-        let query = "SELECT EXISTS (SELECT 1 FROM chunks WHERE tenant = ? AND id = ?)";
+        let query = match tenant {
+            SHARED => "SELECT EXISTS (SELECT 1 FROM chunks WHERE tenant <> ? AND id = ?)",
+            _ => "SELECT EXISTS (SELECT 1 FROM chunks WHERE tenant = ? AND id = ?)",
+        };
         let parameters = params![tenant, id.as_bytes()];
         self.sql(self.connection.query_row(query, parameters, |row| row.get(0)))
     }
