@@ -30,6 +30,8 @@ pub struct EngineConfig {
     pub max_model_len: Option<usize>,
     /// Requests that may wait.
     pub max_queue: usize,
+    /// Of the pool and of the running sequences, what one tenant may take; `None`: all.
+    pub tenant_share: Option<f64>,
     pub threads: Option<usize>,
     /// Bytes of KV kept beside the pool.
     pub host_memory: Option<u64>,
@@ -53,6 +55,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 1024,
             max_model_len: None,
             max_queue: 1024,
+            tenant_share: None,
             threads: None,
             host_memory: None,
             kv_codec: Codec::default(),
@@ -76,9 +79,13 @@ impl EngineConfig {
         at_most("block_size", self.block_size, MAX_BLOCK_SIZE)?;
         at_most("threads", self.threads.unwrap_or(1), MAX_THREADS)?;
         at_least("max_model_len", self.max_model_len.unwrap_or(2), 2)?;
+        let is_share = |share: f64| share > 0.0 && share <= 1.0;
         let share = self.gpu_memory_utilization;
-        if !(share > 0.0 && share <= 1.0) {
+        if !is_share(share) {
             return Err(Error::Utilization { share });
+        }
+        if let Some(share) = self.tenant_share.filter(|&share| !is_share(share)) {
+            return Err(Error::TenantShare { share });
         }
         let supported = model.max_position_embeddings;
         match self.max_model_len {
@@ -122,6 +129,8 @@ pub struct EnginePlan {
     pub max_num_batched_tokens: usize,
     pub max_model_len: usize,
     pub max_queue: usize,
+    /// What one tenant may take; `None`: all there is.
+    pub tenant: Option<TenantLimits>,
     pub threads: usize,
     pub vocab_size: usize,
     /// Bytes of KV kept beside the pool.
@@ -132,6 +141,24 @@ pub struct EnginePlan {
     pub disk_space: u64,
     /// So many keys cost attention as much as all products of a token cost.
     pub attention_scale: usize,
+}
+
+/// What one tenant may take at a time, so that others find room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// Of the pool. A sequence that is the tenant's only one has what it needs.
+    pub blocks: usize,
+    /// Sequences that run.
+    pub seqs: usize,
+}
+
+impl TenantLimits {
+    /// At least one of each.
+    fn of(asked: &EngineConfig, num_blocks: usize) -> Option<Self> {
+        let share = asked.tenant_share?;
+        let of = |all: usize| ((all as f64 * share) as usize).max(1);
+        Some(Self { blocks: of(num_blocks), seqs: of(asked.max_num_seqs) })
+    }
 }
 
 /// A page entry counts its rows in 16 bits.
@@ -207,6 +234,7 @@ impl EnginePlan {
             max_num_batched_tokens: asked.max_num_batched_tokens,
             max_model_len,
             max_queue: asked.max_queue,
+            tenant: TenantLimits::of(asked, num_blocks),
             threads: asked.threads.unwrap_or(machine.threads),
             vocab_size: model.vocab_size,
             host_memory,
@@ -318,7 +346,13 @@ impl fmt::Display for EnginePlan {
             self.max_num_seqs,
             self.max_num_batched_tokens,
             self.threads,
-        )
+        )?;
+        match self.tenant {
+            Some(TenantLimits { blocks, seqs }) => {
+                write!(f, "; a tenant at most {blocks} blocks, {seqs} sequences")
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -340,6 +374,23 @@ mod tests {
 
     fn message(asked: EngineConfig) -> String {
         resolve(asked, &MACHINE).expect_err("it can't work").to_string()
+    }
+
+    #[test]
+    fn a_tenants_share_is_of_blocks_and_of_sequences() {
+        let plan = |share| {
+            let asked = EngineConfig { tenant_share: Some(share), ..EngineConfig::default() };
+            resolve(asked, &MACHINE)
+        };
+        let half = plan(0.5).expect("it fits");
+        let TenantLimits { blocks, seqs } = half.tenant.expect("it was asked for");
+        assert_eq!((blocks, seqs), (half.num_blocks / 2, half.max_num_seqs / 2));
+        assert!(half.to_string().ends_with(&format!("{blocks} blocks, {seqs} sequences")));
+        let least = plan(1e-9).expect("it fits").tenant;
+        assert_eq!(least, Some(TenantLimits { blocks: 1, seqs: 1 }));
+        for share in [0.0, -1.0, 1.1, f64::NAN] {
+            assert!(plan(share).expect_err("no share").to_string().contains("tenant_share"));
+        }
     }
 
     #[test]

@@ -159,6 +159,7 @@ impl<R: Runner> Engine<R> {
             max_num_batched_tokens: plan.max_num_batched_tokens,
             block_size: plan.block_size,
             token_bytes: plan.token_bytes(),
+            tenant: plan.tenant,
         };
         let mut books = Tiers::new(tiers.host_memory, plan.attention_scale as f64);
         let codec = tiers.disk.as_ref().map(|disk| disk.codec);

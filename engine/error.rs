@@ -53,6 +53,10 @@ pub enum Error {
          GPU's memory to use"
     )]
     Utilization { share: f64 },
+    #[error(
+        "tenant_share is {share}, it must be above 0 and at most 1: the share of the pool to use"
+    )]
+    TenantShare { share: f64 },
     #[error("a GPU computes in bf16 or f16, not in f32; use --dtype bf16 or --device cpu")]
     NoF32,
     #[error(

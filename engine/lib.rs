@@ -34,7 +34,7 @@ pub mod tenant;
 mod tiering;
 
 pub use cache::{ChunkId, DiskFile, KvVariant, Sees, Tier, TiersOf};
-pub use config::{EngineConfig, EnginePlan, GpuFacts, Machine};
+pub use config::{EngineConfig, EnginePlan, GpuFacts, Machine, TenantLimits};
 pub use device::Device;
 pub use engine::pins::PinOutcome;
 pub use engine::verbs::{Erased, Unloaded};

@@ -2,10 +2,12 @@
 //!
 //! Continuous batching: sequences that decode and (parts of) prompts share a step under a token
 //! budget. Rank is priority, then arrival. When blocks run out the last in rank gives its own
-//! back and is computed again later. Pure bookkeeping: no tensors, no clock, no channels.
+//! back and is computed again later; where a tenant has its share, the last of its own does. Pure
+//! bookkeeping: no tensors, no clock, no channels.
 
 mod admission;
 mod rows;
+mod shares;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use crate::batch::{Batch, BlockMove};
 use crate::cache::{
     BlockId, BlockManager, KvId, KvOf, KvSegment, KvVariant, Owner, Tiers, TiersOf,
 };
+use crate::config::TenantLimits;
 use crate::request::Reuse;
 use crate::sequence::{Sequence, SequenceId};
 use admission::Admission;
@@ -30,6 +33,8 @@ pub struct SchedulerLimits {
     pub block_size: usize,
     /// Bytes of a token's KV.
     pub token_bytes: u64,
+    /// What one tenant may take.
+    pub tenant: Option<TenantLimits>,
 }
 
 /// All live sequences, and the blocks they hold.
@@ -78,7 +83,8 @@ impl Scheduler {
     pub fn new(limits: SchedulerLimits, num_blocks: usize, tiers: Tiers) -> Self {
         Self {
             limits,
-            blocks: BlockManager::new(num_blocks),
+            blocks: BlockManager::new(num_blocks)
+                .with_tenant_limit(limits.tenant.map(|tenant| tenant.blocks)),
             tiers,
             sequences: HashMap::new(),
             waiting: BTreeSet::new(),
@@ -241,16 +247,19 @@ impl Scheduler {
             if *budget == 0 {
                 break;
             }
-            while let Some(sequence) = self.sequences.get_mut(&rank.1) {
+            while let Some(sequence) = self.sequences.get(&rank.1) {
                 let count = sequence.num_todo().min(*budget);
+                let last_of_tenant = self.last_where_full(rank, count);
+                let sequence = self.sequences.get_mut(&rank.1).expect("it was just there");
                 let mut admission = Admission::new(&mut self.blocks, &mut self.tiers, self.limits);
-                if admission.grow(sequence, count) {
+                if last_of_tenant.is_none() && admission.grow(sequence, count) {
                     batch.moves.extend(admission.moves);
                     *budget -= count;
                     batch.rows.extend(rows(sequence, count, self.limits.block_size));
                     break;
                 }
-                let victim = left.pop_back().unwrap_or(rank);
+                let victim = last_of_tenant.or(left.back().copied()).unwrap_or(rank);
+                left.retain(|&other| other != victim);
                 self.preempt(victim);
                 if victim == rank {
                     break;
@@ -275,7 +284,8 @@ impl Scheduler {
                 break;
             }
             let sequence = &self.sequences[&rank.1];
-            if !sequence.loading.is_empty() || self.waits_for_first_choice(sequence) {
+            let waits = !sequence.loading.is_empty() || self.waits_for_first_choice(sequence);
+            if waits || self.waits_for_its_tenants(sequence) {
                 continue;
             }
             let sequence = self.sequences.get_mut(&rank.1).expect("a waiting sequence exists");
@@ -344,6 +354,7 @@ impl Scheduler {
         let leased: usize = self.sequences.values().map(|sequence| sequence.leased.len()).sum();
         assert_eq!(self.tiers.num_leases(), leased, "a lease is a live sequence's");
         self.tiers.check_invariants();
+        self.check_shares();
         for sequence in self.sequences.values() {
             assert_eq!(sequence.layout.num_tokens(), sequence.len());
             assert_eq!(sequence.layout.num_blocks(), sequence.table.len());

@@ -10,6 +10,7 @@ use crate::cache::{
     BlockHash, BlockId, ChunkId, KvId, KvIdentity, KvRoot, KvSegment, KvVariant, Layout, Sees,
 };
 use crate::request::{Exactness, Request, Reuse, Segment};
+use crate::tenant::tenant_of;
 
 /// Names a sequence for its whole life; never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -152,6 +153,11 @@ impl Sequence {
     /// Who goes first: lower priority values, then earlier arrival.
     pub fn rank(&self) -> (i32, SequenceId) {
         (self.priority, self.id)
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> &str {
+        tenant_of(std::str::from_utf8(&self.salt).expect("a request's salt is text"))
     }
 
     /// How many tokens are to be computed.

@@ -12,7 +12,7 @@ use strand_engine::sequence::RequestId;
 use strand_engine::store::{Codec, SavedFile};
 use strand_engine::{
     DiskSetup, Engine, EnginePlan, Error, Event, FinishReason, IoDone, IoJob, Limits, PinOutcome,
-    Request, Restore, Reuse, SamplingParams, Sees, Segment, SegmentKv, TierSetup,
+    Request, Restore, Reuse, SamplingParams, Sees, Segment, SegmentKv, TenantLimits, TierSetup,
 };
 use strand_kernels::{KvDtype, WeightDtype};
 
@@ -182,6 +182,7 @@ pub fn plan(random: &mut Random) -> EnginePlan {
         max_num_batched_tokens: random.between(1, 60),
         max_model_len,
         max_queue: random.between(4, 30),
+        tenant: None,
         threads: 1,
         vocab_size: VOCAB,
         host_memory: 0,
@@ -189,6 +190,15 @@ pub fn plan(random: &mut Random) -> EnginePlan {
         disk_space: 0,
         attention_scale: 100,
     }
+}
+
+fn plan_with_shares(random: &mut Random) -> EnginePlan {
+    let plan = plan(random);
+    let tenant = random.chance(40).then(|| TenantLimits {
+        blocks: random.between(1, plan.num_blocks + 1),
+        seqs: random.between(1, plan.max_num_seqs + 1),
+    });
+    EnginePlan { tenant, ..plan }
 }
 
 fn request(random: &mut Random, plan: &EnginePlan, texts: &[Vec<u32>]) -> Request {
@@ -383,7 +393,7 @@ fn what_to_erase(random: &mut Random) -> (ChunkId, Option<&'static str>) {
 
 fn simulate(seed: u64, steps: u64, seen: &mut Seen) {
     let mut random = Random::new(seed);
-    let plan = plan(&mut random);
+    let plan = plan_with_shares(&mut random);
     let runner = FakeRunner::new(&plan, random.chance(20).then_some(97));
     let disk = random.chance(60).then(DiskSetup::default);
     let host_memory = (random.between(0, 60) * ROW_BYTES) as u64;
@@ -563,6 +573,58 @@ fn the_youngest_gives_way_when_blocks_run_out() {
     }
     assert_eq!(order, ids, "the older one is never held up");
     assert_eq!(engine.stats().preemptions, 1);
+}
+
+/// Steps until another tenant's request has its answer, beside ten of one tenant that want the
+/// pool four times over; and how many sequences ran at most meanwhile.
+fn steps_beside_a_flood(tenant: Option<TenantLimits>) -> (usize, usize) {
+    let mut random = Random::new(3);
+    let plan = EnginePlan {
+        block_size: 4,
+        num_blocks: 20,
+        max_num_seqs: 6,
+        max_num_batched_tokens: 256,
+        max_model_len: 60,
+        max_queue: 40,
+        tenant,
+        ..plan(&mut random)
+    };
+    let runner = FakeRunner::new(&plan, None);
+    let mut engine = Engine::new(plan, runner, None, vec![], TierSetup::default());
+    let submit = |engine: &mut Engine<FakeRunner>, who: &str, prompt: u32| {
+        let prompt = (0..24).map(|n| (prompt + n) % VOCAB as u32).collect();
+        let mut request = Request { salt: format!("{who}\0"), ..Request::new(prompt) };
+        request.limits.max_tokens = Some(8);
+        engine.submit(&request).expect("it fits")
+    };
+    for prompt in 0..10 {
+        submit(&mut engine, "anna", prompt);
+    }
+    engine.step();
+    let bens = submit(&mut engine, "ben", 30);
+    let (mut steps, mut running) = (0, 0);
+    while engine.is_alive(bens) {
+        engine.step();
+        engine.check_invariants();
+        running = running.max(engine.stats().running);
+        steps += 1;
+    }
+    while !engine.is_idle() {
+        engine.step();
+    }
+    (steps, running)
+}
+
+#[test]
+fn a_flood_of_one_tenant_leaves_others_their_room() {
+    let limits = |blocks, seqs| Some(TenantLimits { blocks, seqs });
+    let (steps, _) = steps_beside_a_flood(None);
+    assert!(steps > 20, "without a share it waits for them: {steps}");
+    // a step a token
+    for tenant in [limits(10, 6), limits(20, 1), limits(1, 1)] {
+        assert_eq!(steps_beside_a_flood(tenant).0, 8, "{tenant:?}");
+    }
+    assert_eq!(steps_beside_a_flood(limits(1, 6)).1, 2, "one of each always runs");
 }
 
 #[test]

@@ -3,12 +3,14 @@
 //! A block whose tokens are known stays findable after its last user has left, until its rows are
 //! needed. Then the least valuable goes first: value is how often it was used, counted from the
 //! value of the last one that went (GDSF; all full blocks cost the same bytes, and nearly the same
-//! to compute again). Among equals the one that idles longest goes. Knows nothing of devices.
+//! to compute again). Among equals the one that idles longest goes. Where tenants have shares, what
+//! one leaves beyond its own goes before all else. Knows nothing of devices.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{BlockHash, BlockId, ChunkId, KvId, KvOf, KvSegment};
+use crate::tenant::tenant_of;
 
 /// A block's life: `Free -> Filling -> Sealed -> Idle -> Free`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,12 @@ pub struct Owner {
     pub segment: Option<Arc<KvSegment>>,
 }
 
+impl Owner {
+    fn tenant(&self) -> String {
+        tenant_of(&String::from_utf8_lossy(&self.salt)).to_owned()
+    }
+}
+
 /// A segment that is about to lose a block, while all of it is still there.
 #[derive(Debug)]
 pub struct Departure {
@@ -77,6 +85,10 @@ pub struct BlockManager {
     evictions: u64,
     /// Segments whose idle blocks go last.
     pinned: HashSet<KvId>,
+    /// Blocks of one tenant that count as much as any other's.
+    tenant_limit: Option<usize>,
+    /// Findable blocks by tenant, where that is limited.
+    of_tenants: HashMap<String, usize>,
 }
 
 /// Added to the value of what is pinned: it goes when all else has gone, and not before.
@@ -97,7 +109,14 @@ impl BlockManager {
             departures: Vec::new(),
             evictions: 0,
             pinned: HashSet::new(),
+            tenant_limit: None,
+            of_tenants: HashMap::new(),
         }
+    }
+
+    /// Lets what a tenant leaves beyond so many findable blocks go first.
+    pub fn with_tenant_limit(self, tenant_limit: Option<usize>) -> Self {
+        Self { tenant_limit, ..self }
     }
 
     pub fn num_blocks(&self) -> usize {
@@ -149,7 +168,8 @@ impl BlockManager {
 
     fn evict(&mut self) -> BlockId {
         let (rank, id) = self.idle.pop_first().expect("the caller counted the available blocks");
-        self.clock = rank.0 % PINNED;
+        // what was beyond a share had none
+        self.clock = self.clock.max(rank.0 % PINNED);
         self.evictions += 1;
         let identity = self.blocks[id.0 as usize].identity.as_ref();
         if let Some(segment) = identity.and_then(|identity| identity.owner.segment.clone())
@@ -177,6 +197,14 @@ impl BlockManager {
         let identity = identity.expect("an idle block has an identity");
         let removed = self.by_hash.remove(&identity.hash);
         assert_eq!(removed, Some(id), "the index names another block");
+        if self.tenant_limit.is_some() {
+            let tenant = identity.owner.tenant();
+            let count = self.of_tenants.get_mut(&tenant).expect("counted when it was sealed");
+            *count -= 1;
+            if *count == 0 {
+                self.of_tenants.remove(&tenant);
+            }
+        }
     }
 
     /// True when a complete block of that name is there.
@@ -212,6 +240,9 @@ impl BlockManager {
             return;
         }
         self.by_hash.insert(hash, id);
+        if self.tenant_limit.is_some() {
+            *self.of_tenants.entry(owner.tenant()).or_default() += 1;
+        }
         block.identity = Some(Identity { hash, tokens: tokens.into(), owner, uses: 1 });
         block.state = BlockState::Sealed;
     }
@@ -274,7 +305,14 @@ impl BlockManager {
         let identity = block.identity.as_ref().expect("an idle block has an identity");
         let segment = identity.owner.segment.as_ref();
         let is_pinned = segment.is_some_and(|segment| self.pinned.contains(&segment.kv));
-        let value = self.clock + identity.uses + if is_pinned { PINNED } else { 0 };
+        let limit = self.tenant_limit.unwrap_or(usize::MAX);
+        let is_beyond = |count: &usize| *count > limit;
+        let is_beyond = self.of_tenants.get(&identity.owner.tenant()).is_some_and(is_beyond);
+        let value = match (is_pinned, is_beyond) {
+            (true, _) => PINNED + self.clock + identity.uses,
+            (false, true) => 0,
+            (false, false) => self.clock + identity.uses,
+        };
         block.rank = (value, self.arrivals);
         self.arrivals += 1;
         self.idle.insert((block.rank, id));
@@ -317,6 +355,8 @@ impl BlockManager {
         }
         let known = self.blocks.iter().filter(|block| block.identity.is_some()).count();
         assert_eq!(known, self.by_hash.len(), "the index names only known blocks");
+        let counted: usize = self.of_tenants.values().sum();
+        assert_eq!(counted, if self.tenant_limit.is_some() { known } else { 0 });
         let in_state = |id: BlockId, state| self.blocks[id.0 as usize].state == state;
         assert!(self.free.iter().all(|&id| in_state(id, BlockState::Free)));
         assert!(self.idle.iter().all(|&(_, id)| in_state(id, BlockState::Idle)));
@@ -351,6 +391,26 @@ mod tests {
         assert_eq!(manager.acquire(name(&[1, 2]), &[1, 2]), Some(id));
         assert_eq!((manager.state(id), manager.available()), (BlockState::Sealed, 1));
         manager.check_invariants([[id].as_slice()].into_iter());
+    }
+
+    #[test]
+    fn what_a_tenant_leaves_beyond_its_share_goes_first() {
+        let mut manager = BlockManager::new(6).with_tenant_limit(Some(2));
+        let mut leave = |token: u32, salt: &[u8]| {
+            let table = manager.try_allocate(1).expect("all are free or idle");
+            let owner = Owner { salt: salt.into(), ..Owner::default() };
+            manager.seal(table[0], name(&[token]), &[token], owner);
+            manager.release(table);
+            manager.check_invariants([].into_iter());
+        };
+        leave(1, b"ben\0");
+        (10..14).for_each(|token| leave(token, b"anna\0x"));
+        leave(2, b"ben\0");
+        // full: anna's own go for what she brings, however much that is
+        (14..40).for_each(|token| leave(token, b"anna\0"));
+        let there = |token: u32| manager.holds(name(&[token]), &[token]);
+        assert!([1, 2, 10, 11, 39].into_iter().all(there), "ben's, and of anna's two and the last");
+        assert_eq!((10..40).filter(|&token| there(token)).count(), 4);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::request::Segment;
 
 /// Longest time that a pin lasts.
 const LONGEST: Duration = Duration::from_hours(1);
-/// Share of the pool, one in so many blocks, that pins may take together.
+/// Share of the pool, or of a tenant's share, one in so many blocks, that pins may take together.
 const SHARE: usize = 2;
 
 /// What came of the wish to pin.
@@ -56,8 +56,15 @@ impl<R: Runner> Engine<R> {
             return Ok(PinOutcome::Absent);
         }
         self.pins.retain(|pin| pin.segment.kv != segment.kv);
-        let pinned: usize = self.pins.iter().map(|pin| pin.segment.hashes.len()).sum();
-        let left = (self.plan.num_blocks / SHARE).saturating_sub(pinned);
+        let pinned = |counts: &dyn Fn(&&Pin) -> bool| -> usize {
+            self.pins.iter().filter(counts).map(|pin| pin.segment.hashes.len()).sum()
+        };
+        let mut left = (self.plan.num_blocks / SHARE).saturating_sub(pinned(&|_| true));
+        if let Some(limits) = self.plan.tenant {
+            let tenant = segment.tenant();
+            let own = pinned(&|pin| pin.segment.tenant() == tenant);
+            left = left.min((limits.blocks / SHARE).saturating_sub(own));
+        }
         let blocks = segment.hashes.len();
         if blocks > left {
             self.scheduler.set_pinned(&segment, false);

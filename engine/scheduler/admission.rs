@@ -204,7 +204,7 @@ impl<'a> Admission<'a> {
 }
 
 /// The blocks of a sequence's next `count` tokens that it doesn't have yet.
-fn missing_blocks(sequence: &Sequence, count: usize) -> Vec<usize> {
+pub(super) fn missing_blocks(sequence: &Sequence, count: usize) -> Vec<usize> {
     let mut missing = Vec::new();
     for run in sequence.next_runs(count) {
         let touched = sequence.layout.block_of(run.start)..=sequence.layout.block_of(run.end - 1);
