@@ -14,8 +14,6 @@ use crate::byte_size;
 
 /// Longer files are not read.
 const LARGEST: u64 = 256 << 20;
-/// Text may shrink by so much when a tokenizer normalizes it.
-const NORMALIZED: usize = 4;
 
 /// What a file adds to a context, before any model has seen it.
 pub struct ChunkFile {
@@ -52,7 +50,7 @@ pub fn chunk(
     };
     let (bytes, length) = (content.len(), engine.plan().max_model_len);
     // To tokenize what is far too long takes minutes.
-    if bytes > length * NORMALIZED && bytes / NORMALIZED > length * tokenizer.longest_token() {
+    if tokenizer.fewest_tokens(bytes) > length {
         bail!("{name} has {bytes} bytes, more than {length} tokens of this model can hold");
     }
     let chunk = Chunk::new(name, kind, content, template, tokenizer)?;

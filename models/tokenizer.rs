@@ -7,6 +7,8 @@
 //!
 //! Knows nothing of templates and of no file but `tokenizer.json`.
 
+mod length;
+
 use crate::error::Error;
 use serde_json::Value;
 use std::collections::HashSet;
@@ -25,6 +27,8 @@ struct Inner {
     special: HashSet<u32>,
     bos: Vec<u32>,
     spelling: Spelling,
+    /// Most bytes of a text for each of its tokens, where there is such a number.
+    bytes_per_token: Option<usize>,
 }
 
 /// How the text of a vocabulary entry spells bytes.
@@ -86,7 +90,8 @@ impl Tokenizer {
             Spelling::from_decoder(&decoder)?
         };
         let bos = leading_tokens(&encoder)?;
-        Ok(Self(Arc::new(Inner { encoder, literal, special, bos, spelling })))
+        let bytes_per_token = length::bytes_per_token(&encoder, &spelling);
+        Ok(Self(Arc::new(Inner { encoder, literal, special, bos, spelling, bytes_per_token })))
     }
 
     /// The ids of a raw prompt: what the tokenizer puts first (BOS), then the text.
@@ -152,12 +157,6 @@ impl Tokenizer {
     /// How many tokens there are, added ones included; a model may have room for more.
     pub fn vocab_size(&self) -> usize {
         self.0.encoder.get_vocab_size(true)
-    }
-
-    /// Most bytes that one token stands for; looks at the whole vocabulary.
-    pub fn longest_token(&self) -> usize {
-        let ids = 0..self.vocab_size() as u32;
-        ids.filter_map(|id| self.token_bytes(id)).map(|bytes| bytes.len()).max().unwrap_or(1)
     }
 
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
