@@ -10,7 +10,7 @@ use std::sync::Arc;
 use strand_models::{ChatTemplate, Tokenizer};
 
 use super::chunk::Chunk;
-use super::conversation::{Conversation, Prompt};
+use super::conversation::{Conversation, Prompt, Role, Turn};
 use super::policy::{DEFAULT_BLEND_TOKENS, ReusePolicy};
 use crate::ChunkId;
 use crate::error::Error;
@@ -108,11 +108,13 @@ impl Context {
 
     /// The user says something, with the chunks that are active now in view.
     pub fn say(&mut self, text: impl Into<String>) {
-        self.conversation.push_user(text);
-        if self.policy == ReusePolicy::Mask {
-            let seen = self.active_ids();
-            self.conversation.turns_mut().last_mut().expect("just pushed").seen = Some(seen);
-        }
+        self.say_as(Role::User, text.into());
+    }
+
+    /// The same for what a function answers.
+    pub fn say_as(&mut self, role: Role, text: String) {
+        let seen = (self.policy == ReusePolicy::Mask).then(|| self.active_ids());
+        self.conversation.push(Turn { role, text, ids: Vec::new(), seen });
     }
 
     /// Finds a chunk by a prefix of its hash, its name, or `#n` counted from 1.

@@ -20,10 +20,12 @@ use crate::request::Segment;
 pub enum Role {
     User,
     Assistant,
+    /// What a function that was called has answered.
+    Tool,
 }
 
 impl Role {
-    pub const ALL: [Self; 2] = [Self::User, Self::Assistant];
+    pub const ALL: [Self; 3] = [Self::User, Self::Assistant, Self::Tool];
 
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.as_str() == text)
@@ -34,6 +36,7 @@ impl Role {
         match self {
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -42,6 +45,7 @@ impl Role {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Turn {
     pub role: Role,
+    /// Calls of functions too are text, as the model spells them.
     pub text: String,
     /// Of an answer made here: what opened it and what was generated.
     pub ids: Vec<u32>,
@@ -53,6 +57,8 @@ pub struct Turn {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Conversation {
     system: Option<String>,
+    /// Functions that may be called now, for a template that speaks of them; not kept.
+    pub tools: Option<Value>,
     turns: Vec<Turn>,
     /// What a template that asks for the date is told.
     date: Option<String>,
@@ -135,8 +141,7 @@ impl Conversation {
     }
 
     pub fn push_user(&mut self, text: impl Into<String>) {
-        let (text, ids) = (text.into(), Vec::new());
-        self.turns.push(Turn { role: Role::User, text, ids, seen: None });
+        self.push(Turn { role: Role::User, text: text.into(), ids: Vec::new(), seen: None });
     }
 
     /// Adds the answer to [`Prompt`]: what opened it, its ids, its text. It saw what its question
@@ -214,7 +219,7 @@ impl Conversation {
     fn marks(&self, turns: &[Turn]) -> Marks {
         let said = turns.iter().map(|turn| &turn.text).chain(&self.system);
         let said: Vec<Value> = said.map(|text| Value::String(text.clone())).collect();
-        Marks::absent_from(&said.iter().collect::<Vec<_>>())
+        Marks::absent_from(&said.iter().chain(&self.tools).collect::<Vec<_>>())
     }
 
     fn segments(
@@ -227,6 +232,7 @@ impl Conversation {
         let said = turns.iter().map(|turn| Message::new(turn.role.as_str(), &turn.text));
         let mut messages = Messages {
             messages: system.chain(said).collect(),
+            tools: self.tools.clone(),
             add_generation_prompt: true,
             date: self.date.clone(),
             ..Messages::default()
