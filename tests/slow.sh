@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What takes too long for every run of the suite: thousands of histories, hundreds of kills, ten
-# minutes of many clients, hundreds of probes of who has what, minutes of fuzzing, and other
-# people's judges of the server. Prints what was run, on what, and how it ended; results are kept
-# in tests/results/.
+# minutes of many clients, hundreds of probes of who has what, millions of blows, minutes of
+# fuzzing, other people's judges of the server, and their vectors of a real model. Prints what was
+# run, on what, and how it ended; results are kept in tests/results/.
 #
-#     tests/slow.sh [STEP...]      [default: histories processes soak timing blows fuzz spans judges]
+#     tests/slow.sh [STEP...]      [default: all of them, in the order below]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
@@ -16,7 +16,7 @@ run() {
     printf '\n== %s\n' "$*"
     env "${@:2}" cargo test --locked --workspace ${FEATURES:+--features "$FEATURES"} --test tests \
         -- --nocapture "$1" 2>/dev/null |
-        grep -E '^(test |[0-9]+ histories|[0-9]+ kills|[0-9]+ clients|[a-z]+: [0-9]+ probes|blows|test result)'
+        grep -E '^(test |[0-9]+ histories|[0-9]+ kills|[0-9]+ clients|[0-9]+ idle|[a-z]+: [0-9]+ probes|blows|test result)'
 }
 
 # Needs nightly's coverage and `cargo install cargo-fuzz`; its findings lie in fuzz/artifacts.
@@ -32,7 +32,8 @@ fuzz() {
     rm -rf "$found"
 }
 
-for step in "${@:-histories processes soak timing blows fuzz spans judges}"; do
+all='histories processes soak timing blows fuzz spans judges minilm'
+for step in "${@:-$all}"; do
     for name in $step; do
         case $name in
         histories) run histories STRAND_HISTORIES="${HISTORIES:-2000}" ;;
@@ -43,6 +44,7 @@ for step in "${@:-histories processes soak timing blows fuzz spans judges}"; do
         fuzz) fuzz ;;
         spans) FEATURES=otel run server_traces ;;
         judges) printf '\n== judges\n' && tests/clients/judges.sh ;;
+        minilm) printf '\n== minilm\n' && tests/clients/minilm.sh ;;
         *) echo "there is no step $name" >&2 && exit 2 ;;
         esac
     done
