@@ -5,6 +5,7 @@
 use std::env;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,10 +34,36 @@ struct Told {
     waited: Vec<Vec<f64>>,
 }
 
+fn seconds() -> Option<u64> {
+    env::var("STRAND_SOAK_SECONDS").ok().and_then(|text| text.parse().ok())
+}
+
+/// A thousand where there is time, for they are files of the test too.
+#[test]
+fn sockets_that_say_nothing_keep_nobody_out_and_are_closed() {
+    let count = if seconds().is_some() { 1000 } else { 200 };
+    let server = Server::start(&["--read-timeout", "5"]);
+    let mut idle: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
+    for half in idle.iter_mut().step_by(2) {
+        half.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: ").expect("it is taken");
+    }
+    let before = memory(&server);
+    let body = json!({"prompt": "The gate", "max_tokens": 4, "ignore_eos": true});
+    for _ in 0..4 {
+        assert_eq!(server.post("/v1/completions", &body).status, 200);
+    }
+    for socket in &mut idle {
+        // what is told before it closes is of no matter, nor is a reset
+        drop(socket.read_to_end(&mut Vec::new()));
+    }
+    let grown = memory(&server).saturating_sub(before) >> 20;
+    println!("{count} idle sockets, all closed; memory {} MiB, {grown} more", before >> 20);
+    assert_eq!(server.post("/v1/completions", &body).status, 200);
+}
+
 #[test]
 fn a_crowd_of_clients_leaves_nothing_behind_and_nobody_out() {
-    let seconds = env::var("STRAND_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
-    let time = Duration::from_secs(seconds.unwrap_or(60));
+    let time = Duration::from_secs(seconds().unwrap_or(60));
     let server = Server::start(&["--max-num-seqs", "64"]);
     let blocks = gauge(&server, "strand:kv_blocks_free");
     let told = Mutex::new(Told { waited: vec![Vec::new(); CLIENTS], ..Told::default() });

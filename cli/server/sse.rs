@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -113,13 +113,41 @@ impl<S: Script> Play<S> {
 
 /// The whole play as an answer.
 pub fn response<S: Script>(play: Play<S>) -> Response {
-    let events = stream::unfold(play, |mut play| async {
+    let messages = stream::unfold(play, |mut play| async {
         let message = play.next().await?;
-        Some((Ok::<_, Infallible>(message.into_event()), play))
+        Some((message, play))
     });
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    streamed(messages, KEEP_ALIVE)
+}
+
+fn streamed(
+    messages: impl Stream<Item = Message> + Send + 'static,
+    longest_silence: Duration,
+) -> Response {
+    let events = messages.map(|message| Ok::<_, Infallible>(message.into_event()));
+    let keep_alive = KeepAlive::new().interval(longest_silence);
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     let unbuffered = HeaderName::from_static("x-accel-buffering");
     response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_comment_breaks_a_silence_that_is_too_long() {
+        let first = Message::new(&1);
+        let silent = stream::iter([first]).chain(stream::pending());
+        let mut body = streamed(silent, Duration::from_millis(2)).into_body();
+        let mut frames = Vec::new();
+        for _ in 0..3 {
+            let frame = body.frame().await.expect("it goes on").expect("nothing fails");
+            frames.push(frame.into_data().expect("it is data"));
+        }
+        assert_eq!(frames, ["data: 1\n\n", ":\n\n", ":\n\n"]);
+    }
 }
