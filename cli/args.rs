@@ -532,7 +532,7 @@ fn parse_device(text: &str) -> Result<Device, String> {
 }
 
 /// Above 0 and at most 1.
-fn parse_share(text: &str) -> Result<f64, String> {
+pub fn parse_share(text: &str) -> Result<f64, String> {
     let share: f64 = text.trim().parse().map_err(|_| "expected a number like 0.9".to_owned())?;
     let is_share = share > 0.0 && share <= 1.0;
     is_share.then_some(share).ok_or_else(|| "must be above 0 and at most 1".to_owned())

@@ -41,6 +41,7 @@ mod server_reading;
 mod server_responses;
 mod server_soak;
 mod server_structured;
+mod server_tenants;
 mod server_timing;
 #[cfg(feature = "otel")]
 mod server_traces;

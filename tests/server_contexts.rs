@@ -149,6 +149,8 @@ fn what_a_context_cannot_be_is_refused() {
         server.post("/v1/chat/completions", &body)
     };
     chat(json!({"n": 2})).refused(400, Some("n"), "one answer");
+    let long = json!({"messages": [{"role": "user", "content": "word ".repeat(400_000)}]});
+    chat(long).refused(400, Some("messages"), "has at least");
     chat(json!({"chunks": [note]})).refused(400, Some("chunks"), "its own chunks");
     chat(json!({"reuse": "exact"})).refused(400, Some("reuse"), "its own policy");
     chat(json!({"context": "ctx_0"})).refused(404, None, "there is no such context");
@@ -212,6 +214,71 @@ fn a_streamed_answer_is_kept_as_the_whole_one_is() {
     assert_eq!(show(&server, &first)["messages"], show(&server, &second)["messages"]);
     let answers = [&first, &second].map(|id| ask(&server, id, "And the boat?")["choices"].clone());
     assert_eq!(answers[0], answers[1]);
+}
+
+fn weather() -> Value {
+    json!([{"type": "function", "function": {"name": "get_weather", "parameters":
+        {"type": "object", "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
+         "required": ["days"], "additionalProperties": false}}}])
+}
+
+#[test]
+fn calls_and_what_they_answer_are_turns_of_a_context() {
+    let name = "calls";
+    let server = start(name, &[]);
+    let id = name_of(&two(&server)).to_owned();
+    let ask = |server: &Server, more: Value| {
+        let mut body = say("What is the weather?", &id);
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("one").clone());
+        let answer = server.post("/v1/chat/completions", &body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()
+    };
+    let forced = json!({"tools": weather(), "tool_choice": "required", "max_tokens": 60});
+    let called = ask(&server, forced);
+    let call = &called["choices"][0]["message"]["tool_calls"][0];
+    assert_eq!(called["choices"][0]["finish_reason"], "tool_calls", "{called}");
+    let result = json!({"messages": [{"role": "tool", "tool_call_id": call["id"],
+        "content": "sunny <|im_end|>"}], "tools": weather()});
+    let answered = ask(&server, result);
+    let kept = show(&server, &id);
+    let roles: Vec<&Value> =
+        kept["messages"].as_array().expect("turns").iter().map(|turn| &turn["role"]).collect();
+    assert_eq!(roles, ["user", "assistant", "tool", "assistant"]);
+    // as the model says a call where no grammar holds it
+    let said = kept["messages"][1]["content"].as_str().expect("text");
+    let spelt = said.strip_prefix("<tool_call>").and_then(|said| said.strip_suffix("</tool_call>"));
+    let spelt: Value = serde_json::from_str(spelt.expect("tags")).expect("JSON between them");
+    assert_eq!(spelt["name"], call["function"]["name"]);
+    let arguments = call["function"]["arguments"].as_str().expect("text");
+    assert_eq!(spelt["arguments"], serde_json::from_str::<Value>(arguments).expect("JSON"));
+    assert_eq!(kept["system"], Value::Null, "what may be called is not kept");
+    let told = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().expect("a number");
+    assert!(told(&answered) > told(&called), "what was called and answered is in view");
+
+    // the same said without a context is the same prompt, but for the chunks
+    let plain = json!({"messages": [
+        {"role": "user", "content": "What is the weather?"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": "sunny <|im_end|>"},
+    ], "tools": weather(), "chunks": [id_of(NOTE), id_of(OTHER)], "max_tokens": 8,
+       "temperature": 0, "return_token_ids": true});
+    let plain = server.post("/v1/chat/completions", &plain).json();
+    assert_eq!(told(&plain), told(&answered), "{plain}");
+    assert_eq!(plain["choices"][0]["token_ids"], answered["choices"][0]["token_ids"]);
+    drop(server);
+    let server = start_again(name, &[]);
+    assert_eq!(show(&server, &id)["messages"], kept["messages"]);
+    ask(&server, json!({}));
+    assert_eq!(show(&server, &id)["num_messages"], 6, "it goes on without tools, too");
+    // the client may say what was called, too
+    let said = json!({"messages": [
+        {"role": "assistant", "content": "Well.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "x", "content": "rain"},
+    ]});
+    ask(&server, said);
+    let last = show(&server, &id)["messages"][6]["content"].clone();
+    assert!(last.as_str().is_some_and(|text| text.starts_with("Well.<tool_call>{")), "{last}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the server refuses, and how: the parameter by name, in OpenAI's shape.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::http::Server;
@@ -137,6 +139,34 @@ fn what_is_too_long_says_how_long_it_may_be() {
     }
     let completion = json!({"prompt": "Hi", "max_tokens": 100});
     server.post("/v1/completions", &completion).refused(400, Some("max_tokens"), told);
+}
+
+/// To tokenize eight million bytes takes longer than anybody waits.
+#[test]
+fn what_can_never_fit_is_refused_before_it_is_tokenized() {
+    let server = Server::start(&[]);
+    let text = "The gate is green. ".repeat(420_000);
+    let started = Instant::now();
+    for (path, param, body) in [
+        (
+            "/v1/chat/completions",
+            "messages",
+            chat(json!({"messages":
+            [{"role": "user", "content": "x"}, {"role": "user", "content": text}]})),
+        ),
+        ("/v1/completions", "prompt", json!({"prompt": ["x", text]})),
+        ("/v1/responses", "messages", json!({"input": text})),
+        ("/v1/embeddings", "input", json!({"input": text})),
+    ] {
+        let answer = server.post(path, &body);
+        answer.refused(400, Some(param), "maximum context length is 4096 tokens");
+        answer.refused(400, Some(param), "at least");
+        assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // the length alone is told of any text
+    let count = server.post("/tokenize", &json!({"prompt": "green ".repeat(20_000)})).json();
+    assert!(count["count"].as_u64().is_some_and(|count| count >= 20_000), "{}", count["count"]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub async fn prepare<T: Send + 'static>(
     common: &Common,
     make: impl FnOnce(&Server, Option<&mut Sight>) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<(T, Option<Sight>), ApiError> {
-    let (tenant, wish) = (principal.tenant.clone(), Wish::new(principal, common));
+    let (tenant, wish) = (principal.tenant.clone(), Wish::new(app, principal, common));
     blocking(app, move |server| {
         let mut sight = library::resolve(server, &tenant, &wish)?;
         let made = make(server, sight.as_mut())?;
@@ -55,7 +55,7 @@ pub fn request(
             ..sampling::limits(&common.sampling)
         },
         priority: common.priority,
-        salt: principal.tenant.salt(common.cache_salt.as_deref()),
+        salt: server.salt(&principal.tenant, common.cache_salt.as_deref()),
         restore: server.restore,
         allow_lossy: false,
     }

@@ -4,12 +4,13 @@
 //! Without any key configured everybody is the one tenant, and may do everything.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{Extensions, HeaderMap, header};
 use sha2::{Digest, Sha256};
 use strand_engine::tenant;
 use subtle::{Choice, ConstantTimeEq};
@@ -32,6 +33,28 @@ pub enum Role {
 pub struct Principal {
     pub tenant: Tenant,
     pub role: Role,
+    /// Whom quotas count: the tenant, or the address where nobody needs a key.
+    pub payer: Tenant,
+}
+
+/// The network address that a connection comes from: of IPv6 the half that is one customer's. What
+/// headers say of others before it counts for nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Peer(IpAddr);
+
+impl Peer {
+    pub fn new(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V4(address) => IpAddr::V4(address),
+            IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+        })
+    }
+
+    /// Of the connection that brought a request.
+    pub fn of(extensions: &Extensions) -> Self {
+        let peer = extensions.get().copied();
+        peer.expect("the listener says where each connection comes from")
+    }
 }
 
 /// What a route asks of a principal.
@@ -57,7 +80,7 @@ struct Key {
 }
 
 impl Tenant {
-    /// What KV of this tenant's requests is found by; a client's own salt narrows it further.
+    /// What KV that is this tenant's alone is found by; a client's own salt narrows it further.
     pub fn salt(&self, cache_salt: Option<&str>) -> String {
         tenant::salt(&self.0, cache_salt)
     }
@@ -74,9 +97,14 @@ impl Role {
 }
 
 impl Principal {
+    pub fn new(tenant: Tenant, role: Role) -> Self {
+        Self { payer: tenant.clone(), tenant, role }
+    }
+
     /// Everybody, where no key is configured.
-    pub fn everybody() -> Self {
-        Self { tenant: Tenant(String::new()), role: Role::Admin }
+    pub fn everybody(peer: Peer) -> Self {
+        let payer = Tenant(peer.0.to_string());
+        Self { tenant: Tenant(String::new()), role: Role::Admin, payer }
     }
 
     pub fn may(&self, access: Access) -> bool {
@@ -103,7 +131,7 @@ impl Keys {
             let digest = digest(key);
             // the same tenant in the next run, in whatever order the keys are given
             let tenant = Tenant(format!("key-{}", &hex(&digest)[..16]));
-            all.entries.push(Key { digest, principal: Principal { tenant, role: Role::Admin } });
+            all.entries.push(Key { digest, principal: Principal::new(tenant, Role::Admin) });
         }
         if let Some(path) = file {
             let read = || fs::read_to_string(path).map_err(anyhow::Error::from);
@@ -130,7 +158,7 @@ impl Keys {
                 bail!("line {number}: the role is {role}, it must be user or admin");
             };
             let digest = digest_of_hex(key).unwrap_or_else(|| digest(key));
-            let principal = Principal { tenant: Tenant(name.to_owned()), role };
+            let principal = Principal::new(Tenant(name.to_owned()), role);
             keys.entries.push(Key { digest, principal });
         }
         if keys.entries.is_empty() {
@@ -145,9 +173,9 @@ impl Keys {
     }
 
     /// Who sent these headers.
-    pub fn principal(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
+    pub fn principal(&self, headers: &HeaderMap, peer: Peer) -> Result<Principal, ApiError> {
         if self.is_empty() {
-            return Ok(Principal::everybody());
+            return Ok(Principal::everybody(peer));
         }
         let presented = bearer(headers).ok_or_else(|| {
             ApiError::unauthorized("a key is needed, as the header Authorization: Bearer KEY")
@@ -207,6 +235,17 @@ fn digest_of_hex(text: &str) -> Option<[u8; 32]> {
 mod tests {
     use super::*;
 
+    const PEER: Peer = Peer(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+
+    #[test]
+    fn half_of_a_long_address_is_the_whole_of_a_peer() {
+        let peer = |text: &str| Peer::new(text.parse().unwrap());
+        assert_eq!(peer("2001:db8:1:2:3:4:5:6"), peer("2001:db8:1:2::1"));
+        assert_ne!(peer("2001:db8:1:2::1"), peer("2001:db8:1:3::1"));
+        assert_eq!(peer("::ffff:192.0.2.1"), peer("192.0.2.1"));
+        assert_ne!(peer("192.0.2.1"), peer("192.0.2.2"));
+    }
+
     fn with(value: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, value.parse().unwrap());
@@ -217,18 +256,18 @@ mod tests {
     fn a_key_is_found_by_itself_or_by_its_digest() {
         let text = format!("# all of them\nanna user anna-key\nben admin {}\n", hex(&digest("b")));
         let keys = Keys::parse(&text).unwrap();
-        let anna = keys.principal(&with("Bearer anna-key")).unwrap();
+        let anna = keys.principal(&with("Bearer anna-key"), PEER).unwrap();
         assert_eq!((anna.tenant.0.as_str(), anna.role), ("anna", Role::User));
-        let ben = keys.principal(&with("bearer b")).unwrap();
+        let ben = keys.principal(&with("bearer b"), PEER).unwrap();
         assert_eq!((ben.tenant.0.as_str(), ben.role), ("ben", Role::Admin));
         assert!(ben.may(Access::Admin) && !anna.may(Access::Admin) && anna.may(Access::User));
         for value in ["Bearer ", "Bearer", "Basic anna-key", "anna-key", "Bearer anna-key x"] {
-            assert_eq!(keys.principal(&with(value)).unwrap_err().status, 401, "{value}");
+            assert_eq!(keys.principal(&with(value), PEER).unwrap_err().status, 401, "{value}");
         }
-        assert_eq!(keys.principal(&HeaderMap::new()).unwrap_err().status, 401);
+        assert_eq!(keys.principal(&HeaderMap::new(), PEER).unwrap_err().status, 401);
         let mut twice = with("Bearer anna-key");
         twice.append(header::AUTHORIZATION, "Bearer b".parse().unwrap());
-        assert_eq!(keys.principal(&twice).unwrap_err().status, 401);
+        assert_eq!(keys.principal(&twice, PEER).unwrap_err().status, 401);
     }
 
     #[test]

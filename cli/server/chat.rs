@@ -30,15 +30,16 @@ pub async fn create(
     app.model.check(common.model.as_deref())?;
     let shape = structured::shape(&app, form, &tools).await?;
     let chat = Chat { messages, tools: tools.offered(), ending, marks };
+    let style = shape.style;
     let making = asking::prepare(&app, &principal, &common, move |server, sight| {
-        sight::chat(server, sight, chat)
+        sight::chat(server, sight, chat, style)
     });
     let (segments, sight) = making.await?;
     let mut request = asking::request(&app, &principal, &common, segments);
     request.limits.grammar = shape.grammar;
-    let generation = Generation::start(&app, vec![request], sight).await?;
+    let generation = Generation::start(&app, &principal, vec![request], sight).await?;
     let head = Head::new(&app, "chatcmpl", &common)?;
-    let speeches = (0..common.n).map(|_| tools.speech(shape.style)).collect();
+    let speeches = (0..common.n).map(|_| tools.speech(style)).collect();
     telling::answer(Deltas { head, speeches }, common.n, generation, common.stream).await
 }
 

@@ -25,10 +25,12 @@ pub async fn create(
     principal: Principal,
     Upload(new): Upload,
 ) -> Result<Response, ApiError> {
+    let meter = app.quotas.meter(&principal.payer)?;
     let (is_new, outcome) = blocking(&app, move |server| {
         let shelf = server.library.shelf(&principal.tenant)?;
         let started = Instant::now();
         let made = chunks::make(server, &shelf, new)?;
+        meter.count(made.encoded);
         let millis = started.elapsed().as_secs_f64() * 1e3;
         let chunk = chunks::show(server, &shelf, made.id)?;
         Ok((made.is_new, ChunkOutcome::made(chunk, millis, made.encoded)))
@@ -129,10 +131,13 @@ async fn act(
     id: String,
     verb: Verb,
 ) -> Result<Json<ChunkOutcome>, ApiError> {
+    let meter = app.quotas.meter(&principal.payer)?;
     blocking(&app, move |server| {
         let shelf = server.library.shelf(&principal.tenant)?;
         let id = names::chunk(&shelf, &id, "id")?;
-        verbs::carry_out(server, &shelf, id, verb).map(Json)
+        let outcome = verbs::carry_out(server, &shelf, id, verb)?;
+        meter.count(outcome.encoded);
+        Ok(Json(outcome))
     })
     .await
 }

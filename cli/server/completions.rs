@@ -35,7 +35,10 @@ pub async fn create(
     let making = asking::prepare(&app, &principal, &asked.common, move |server, mut sight| {
         let prompts = texts.into_iter().map(|prompt| {
             let ids = match prompt {
-                Prompt::Text(text) => prompt::of_text(server, &text, special)?,
+                Prompt::Text(text) => {
+                    prompt::check_length(server, text.len(), "prompt")?;
+                    prompt::of_text(server, &text, special)?
+                }
                 Prompt::Tokens(ids) => ids,
             };
             let segments = match &mut sight {
@@ -55,7 +58,7 @@ pub async fn create(
         }
         request
     });
-    let generation = Generation::start(&app, requests.collect(), sight).await?;
+    let generation = Generation::start(&app, &principal, requests.collect(), sight).await?;
     let (n, stream) = (asked.common.n, asked.common.stream);
     telling::answer(Texts::new(&app, &asked, prompts)?, n, generation, stream).await
 }

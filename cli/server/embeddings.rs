@@ -47,6 +47,7 @@ pub async fn create(
     Asked(asked): Asked<EmbeddingRequest>,
 ) -> Result<Json<Embeddings>, ApiError> {
     let EmbeddingRequest { model, texts, as_base64, dimensions } = asked;
+    let meter = app.quotas.meter(&principal.payer)?;
     let made_for_it =
         app.embedder.as_ref().filter(|embedder| model.is_empty() || model == embedder.id);
     let (id, embedded) = match made_for_it {
@@ -62,6 +63,7 @@ pub async fn create(
         return Err(ApiError::invalid("dimensions", message));
     }
     let tokens: usize = embedded.iter().map(|one| one.tokens).sum();
+    meter.count(tokens);
     let data = embedded.into_iter().enumerate().map(|(index, one)| {
         let embedding = written(normalized(one.vector), as_base64);
         Embedding { object: "embedding", index, embedding }
@@ -106,12 +108,15 @@ async fn by_language_model(
 ) -> Result<Vec<EmbeddedText>, ApiError> {
     let prompts = blocking(app, move |server| {
         let ids = texts.into_iter().map(|text| match text {
-            Prompt::Text(text) => prompt::of_text(server, &text, true),
+            Prompt::Text(text) => {
+                prompt::check_length(server, text.len(), "input")?;
+                prompt::of_text(server, &text, true)
+            }
             Prompt::Tokens(ids) => Ok(ids),
         });
         ids.collect::<Result<Vec<_>, _>>()
     });
-    let salt = principal.tenant.salt(None);
+    let salt = app.salt(&principal.tenant, None);
     let embedding = |tokens: Vec<u32>| {
         let request = Request { salt: salt.clone(), ..Request::embedding(tokens) };
         let tokens = request.prompt_tokens();

@@ -107,7 +107,8 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
-    fn too_long(message: String, param: &str) -> Self {
+    /// More than the model takes.
+    pub fn too_long(message: String, param: &str) -> Self {
         let error = Self::bad_request(message);
         Self { param: Some(param.into()), code: Some("context_length_exceeded"), ..error }
     }

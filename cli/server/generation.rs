@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use strand_engine::{Event, Exactness, FinishReason, Request, Reuse, TokenLogprobs};
 
+use super::auth::Principal;
 use super::error::ApiError;
 use super::library::Sight;
 use super::library::sight::Told;
 use super::metrics::Metrics;
+use super::quota::Meter;
 use super::state::Server;
 
 /// What a generation has to tell, in order within a choice.
@@ -49,6 +51,7 @@ pub struct Generation {
     /// Came before anybody asked.
     early: VecDeque<Piece>,
     metrics: Metrics,
+    meter: Meter,
     started: Instant,
     /// When each choice had its last token.
     last_token: Vec<Option<Instant>>,
@@ -66,9 +69,11 @@ impl Generation {
     /// before any event is.
     pub async fn start(
         server: &Server,
+        principal: &Principal,
         requests: Vec<Request>,
         sight: Option<Sight>,
     ) -> Result<Self, ApiError> {
+        let meter = server.quotas.meter(&principal.payer)?;
         let n = requests.first().map_or(1, |request| request.limits.n as usize);
         let open = n * requests.len();
         let prompt_tokens = requests.iter().map(Request::prompt_tokens).sum();
@@ -81,6 +86,7 @@ impl Generation {
             });
             events.push(numbered.boxed());
         }
+        meter.count(prompt_tokens);
         let told = sight.as_ref().map(Sight::told).unwrap_or_default();
         let mut generation = Self {
             events,
@@ -88,6 +94,7 @@ impl Generation {
             open,
             early: VecDeque::new(),
             metrics: server.metrics.clone(),
+            meter,
             started: Instant::now(),
             last_token: vec![None; open],
             prompt_tokens,
@@ -141,6 +148,7 @@ impl Generation {
             Event::Embedding { .. } => unreachable!("an answer was asked for"),
             Event::Token { choice, token, text, logprobs } => {
                 let choice = number(choice);
+                self.meter.count(1);
                 self.measure(choice);
                 Piece::Token { choice, token, text, logprobs }
             }

@@ -26,6 +26,7 @@ pub async fn version() -> Json<Version> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::sync::Arc;
 
     use anyhow::Result;
@@ -40,6 +41,7 @@ mod tests {
 
     use crate::args::{Cli, Command};
     use crate::load;
+    use crate::server::auth::Peer;
     use crate::server::{self, Callers, routes};
 
     /// Whatever it is asked to compute kills the engine's thread.
@@ -74,6 +76,7 @@ mod tests {
 
     async fn ask(router: &Router, method: &str, path: &str, body: &str) -> (u16, String) {
         let request = Request::builder().method(method).uri(path);
+        let request = request.extension(Peer::new(Ipv4Addr::LOCALHOST.into()));
         let request =
             request.header("host", "localhost").header("content-type", "application/json");
         let request = request.body(Body::from(body.to_owned())).expect("it is one");

@@ -110,7 +110,7 @@ impl Jwt {
         let role = claims.role.as_deref().map_or(Some(Role::User), Role::parse)?;
         // an issuer's names are not those of the key file
         (!claims.sub.is_empty())
-            .then(|| Principal { tenant: Tenant(format!("jwt:{}", claims.sub)), role })
+            .then(|| Principal::new(Tenant(format!("jwt:{}", claims.sub)), role))
     }
 }
 

@@ -162,10 +162,10 @@ pub struct Wish {
 }
 
 impl Wish {
-    pub fn new(principal: &Principal, common: &Common) -> Self {
+    pub fn new(server: &Server, principal: &Principal, common: &Common) -> Self {
         Self {
             selection: common.selection.clone(),
-            salt: principal.tenant.salt(common.cache_salt.as_deref()),
+            salt: server.salt(&principal.tenant, common.cache_salt.as_deref()),
             n: common.n,
             max_tokens: common.sampling.max_tokens,
         }

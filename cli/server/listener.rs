@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
+use super::auth::Peer;
 use super::patience::Patient;
 
 /// Bytes and number of a request's headers.
@@ -60,9 +61,9 @@ pub async fn serve(
             let permit = permits.clone().acquire_owned().await.expect("it is never closed");
             (listener.accept().await, permit)
         };
-        let (stream, permit) = tokio::select! {
+        let (stream, peer, permit) = tokio::select! {
             () = &mut shutdown => break,
-            (Ok((stream, _)), permit) = accepted => (stream, permit),
+            (Ok((stream, from)), permit) = accepted => (stream, Peer::new(from.ip()), permit),
             else => {
                 tokio::time::sleep(PAUSE).await;
                 continue;
@@ -72,7 +73,8 @@ pub async fn serve(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection delays what is small");
         }
-        let (http, router, stopped) = (http.clone(), router.clone(), stopped.clone());
+        let (http, stopped) = (http.clone(), stopped.clone());
+        let router = (router.clone(), peer);
         let (tls, patience) = (rules.tls.clone(), rules.read_timeout);
         tokio::spawn(async move {
             match tls {
@@ -96,11 +98,13 @@ pub async fn serve(
 async fn serve_one(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     http: http1::Builder,
-    router: Router,
+    (router, peer): (Router, Peer),
     mut stopped: watch::Receiver<()>,
 ) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        router.clone().oneshot(request.map(Body::new))
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer);
+        router.clone().oneshot(request)
     });
     let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
     let mut connection = std::pin::pin!(connection);

@@ -5,6 +5,7 @@
 
 mod asking;
 mod auth;
+mod balance;
 mod body;
 mod chat;
 mod chunks;
@@ -67,8 +68,8 @@ use jwt::Jwt;
 use library::Library;
 use metrics::Metrics;
 use options::{ServeArgs, ServerArgs};
-use quota::Quotas;
-use state::{ModelEntry, Server, ServerLimits};
+use quota::{QuotaLimits, Quotas};
+use state::{ModelEntry, Server, ServerLimits, Sharing};
 
 /// Threads that speak HTTP; computing has its own.
 const HTTP_THREADS: usize = 2;
@@ -145,7 +146,14 @@ fn server(args: &ServeArgs, common: &CommonArgs, callers: Callers) -> Result<Ser
     let source = load::source(args.model.as_deref())?;
     let store = data_dir::open_store_or_tell(common).ok();
     let engines = store.as_ref().map(Store::another).transpose()?;
-    let config = EngineConfig { max_queue: args.server.max_queue, ..load::config(&args.engine) };
+    let ServerArgs { max_queue, tenant_share, share_kv, .. } = args.server;
+    if share_kv && tenant_share.is_some() {
+        let message = "KV that tenants share is nobody's share; give --share-kv or --tenant-share";
+        bail!(UsageError(message.to_owned()));
+    }
+    // where nobody needs a key there is nobody to leave room for
+    let tenant_share = tenant_share.filter(|_| !callers.keys.is_empty());
+    let config = EngineConfig { max_queue, tenant_share, ..load::config(&args.engine) };
     let engine = load::start(&source, &config, engines, common)?;
     over(engine, store, args, callers)
 }
@@ -172,11 +180,18 @@ fn over(
         },
         hosts: callers.hosts,
         restore: args.reuse.restore,
+        // where nobody needs a key there is nobody to share with
+        sharing: match args.server.share_kv && !callers.keys.is_empty() {
+            true => Sharing::Shared,
+            false => Sharing::Parted,
+        },
         library,
-        quotas: Quotas::new(
-            args.server.max_per_minute.map(|count| count as u32),
-            args.server.max_concurrent,
-        ),
+        quotas: Quotas::new(QuotaLimits {
+            per_minute: args.server.max_per_minute,
+            concurrent: args.server.max_concurrent,
+            tokens_per_minute: args.server.max_tokens_per_minute,
+            wrong_per_minute: args.server.max_wrong_per_minute,
+        }),
         metrics: Metrics::default(),
         grammars: OnceLock::new(),
         embedder: embedder.transpose()?,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::args::{EngineArgs, ReuseArgs, SERVER, parse_positive};
+use crate::args::{EngineArgs, ReuseArgs, SERVER, parse_positive, parse_share};
 use crate::byte_size;
 use crate::server::jwt::JwtAlgorithm;
 use crate::server::logs::LogFormat;
@@ -67,12 +67,24 @@ pub struct ServerArgs {
     /// Seconds that answers may still take when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = parse_positive)]
     pub drain_timeout: usize,
-    /// Requests of one key at a time; more are refused [default: any number]
+    /// Requests of one key (or address, where nobody needs a key) at a time [default: any number]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub max_concurrent: Option<usize>,
-    /// Requests of one key in a minute; more are refused [default: any number]
+    /// Requests of one key or address in a minute; more are refused [default: any number]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub max_per_minute: Option<usize>,
+    /// Tokens, of prompts and answers, of one key or address in a minute [default: any number]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub max_tokens_per_minute: Option<usize>,
+    /// Requests of one address without a key that is known, in a minute [default: any number]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub max_wrong_per_minute: Option<usize>,
+    /// Let tenants find each other's KV of the same text, but for requests with a cache_salt
+    #[arg(long)]
+    pub share_kv: bool,
+    /// Share of the pool and of the running sequences that one tenant may take [default: all]
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    pub tenant_share: Option<f64>,
     /// Take tokens (JWT) that this secret or public key (PEM) can verify, as keys
     #[arg(long, value_name = "FILE", requires = "jwt_algorithm")]
     pub jwt_key: Option<PathBuf>,

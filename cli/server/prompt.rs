@@ -6,7 +6,7 @@ use strand_models::{ChatTemplate, Content, Conversation, Marks, Message, Segment
 
 use super::error::ApiError;
 use super::state::Server;
-use super::tools;
+use super::tools::{self, Style};
 use super::wire::messages::ChatMessage;
 use crate::date;
 
@@ -31,7 +31,19 @@ pub enum Ending {
 
 /// The prompt of a chat. What its words name stays text: nobody can close a message or open one.
 pub fn of_chat(server: &Server, chat: Chat) -> Result<Vec<Segment>, ApiError> {
-    let tokenizer = tokenizer(server)?;
+    let marks = chat.marks;
+    let conversation = conversation(server, chat);
+    check_rendering(server, &conversation, Some(marks))?;
+    segments(server, conversation, marks)
+}
+
+/// The same, however long it is.
+pub fn of_any_chat(server: &Server, chat: Chat) -> Result<Vec<Segment>, ApiError> {
+    let marks = chat.marks;
+    segments(server, conversation(server, chat), marks)
+}
+
+fn conversation(server: &Server, chat: Chat) -> Conversation {
     let marks = chat.marks;
     let last = chat.messages.len() - 1;
     let messages = chat.messages.into_iter().enumerate();
@@ -42,13 +54,21 @@ pub fn of_chat(server: &Server, chat: Chat) -> Result<Vec<Segment>, ApiError> {
     if server.model.needs_telling {
         tell(&mut messages, chat.tools.as_ref());
     }
-    let mut conversation = Conversation {
+    Conversation {
         messages,
         tools: chat.tools,
         add_generation_prompt: chat.ending == Ending::Opening,
         date: date::today(),
         ..Conversation::default()
-    };
+    }
+}
+
+fn segments(
+    server: &Server,
+    mut conversation: Conversation,
+    marks: Marks,
+) -> Result<Vec<Segment>, ApiError> {
+    let tokenizer = tokenizer(server)?;
     conversation.keep_text(marks, tokenizer);
     let segments = template(server)?.segments(tokenizer, &conversation)?;
     let segments = segments.into_iter().map(|segment| match segment.kind {
@@ -58,26 +78,64 @@ pub fn of_chat(server: &Server, chat: Chat) -> Result<Vec<Segment>, ApiError> {
     Ok(segments.collect())
 }
 
+/// Refuses what can't be so short as the model needs it, before it is tokenized: that can take
+/// seconds a megabyte.
+pub fn check_length(server: &Server, bytes: usize, param: &str) -> Result<(), ApiError> {
+    let most = server.engine.plan().max_model_len;
+    let fewest = tokenizer(server)?.fewest_tokens(bytes);
+    if fewest < most {
+        return Ok(());
+    }
+    let message = format!(
+        "this model's maximum context length is {most} tokens, but {param} has at least {fewest} \
+         ({bytes} bytes), which leaves no room for an answer; shorten it"
+    );
+    Err(ApiError::too_long(message, param))
+}
+
+/// The same for a message that is part of every prompt, whatever gives way.
+pub fn check_message(server: &Server, role: &str, text: &str) -> Result<(), ApiError> {
+    let messages = vec![Message::new(role, text)];
+    check_rendering(server, &Conversation { messages, ..Conversation::default() }, None)
+}
+
+/// The same for what a template makes of a conversation, which may be less than was said.
+fn check_rendering(
+    server: &Server,
+    conversation: &Conversation,
+    marks: Option<Marks>,
+) -> Result<(), ApiError> {
+    let said = |message: &Message| match &message.content {
+        Content::Text(text) => text.len(),
+        _ => 0,
+    };
+    let tools = conversation.tools.as_ref().map_or(0, |tools| tools.to_string().len());
+    let said = conversation.messages.iter().map(said).sum::<usize>() + tools;
+    if check_length(server, said, "messages").is_ok() {
+        return Ok(());
+    }
+    let text = template(server)?.render(conversation)?;
+    let (end, cuts) = marks.map_or((text.len(), 0), |marks| {
+        let end = text.find(marks.end).unwrap_or(text.len());
+        (end, text[..end].matches(marks.cut).count() * marks.cut.len_utf8())
+    });
+    check_length(server, end - cuts, "messages")
+}
+
 /// Says in words what a template without tools would leave out.
 fn tell(messages: &mut Vec<Message>, tools: Option<&Value>) {
     for message in &mut *messages {
-        let calls = message.tool_calls.take().into_iter().flat_map(|calls| match calls {
-            Value::Array(calls) => calls,
-            other => vec![other],
-        });
-        let calls = calls.map(|call| format!("<tool_call>{}</tool_call>", call["function"]));
-        let calls: String = calls.collect();
-        if let Content::Text(text) = &mut message.content {
-            text.push_str(&calls);
+        let calls = message.tool_calls.take();
+        if let (Some(calls), Content::Text(text)) = (calls, &mut message.content) {
+            text.push_str(&tools::spelt(&calls, Style::Tagged));
         }
     }
     let Some(tools) = tools else { return };
-    let told = tools::described(tools);
     match messages.first_mut() {
         Some(Message { role, content: Content::Text(text), .. }) if role == "system" => {
-            text.push_str(&format!("\n\n{told}"));
+            *text = tools::told(Some(text), tools);
         }
-        _ => messages.insert(0, Message::new("system", told)),
+        _ => messages.insert(0, Message::new("system", tools::told(None, tools))),
     }
 }
 

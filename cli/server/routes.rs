@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::auth::Access;
+use super::auth::{Access, Peer};
 use super::error::ApiError;
 use super::state::App;
 use super::{
@@ -126,12 +126,19 @@ async fn admit(
     if access == Access::Open {
         return next.run(request).await;
     }
-    match app.keys.principal(request.headers()) {
-        Err(error) => error.into_response(),
+    let peer = Peer::of(request.extensions());
+    if let Err(error) = app.quotas.check_address(peer) {
+        return error.into_response();
+    }
+    match app.keys.principal(request.headers(), peer) {
+        Err(error) => {
+            app.quotas.was_wrong(peer);
+            error.into_response()
+        }
         Ok(principal) if !principal.may(access) => {
             ApiError::forbidden("this key may not do that; it needs the role admin").into_response()
         }
-        Ok(principal) => match app.quotas.enter(&principal.tenant) {
+        Ok(principal) => match app.quotas.enter(&principal.payer) {
             Err(error) => error.into_response(),
             Ok(turn) => {
                 request.extensions_mut().insert(principal);

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderValue;
 use strand_engine::grammar::Grammars;
-use strand_engine::{EngineHandle, Restore};
+use strand_engine::{EngineHandle, Restore, tenant};
 
-use super::auth::Keys;
+use super::auth::{Keys, Tenant};
 use super::embeddings::EmbeddingModel;
 use super::error::ApiError;
 use super::hosts::Hosts;
@@ -35,6 +35,16 @@ pub struct Server {
     pub metrics: Metrics,
     /// When KV on the disk is loaded.
     pub restore: Restore,
+    pub sharing: Sharing,
+}
+
+/// Who finds the KV of a text that several tenants bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Each their own.
+    Parted,
+    /// All of them, but for what a client parts itself.
+    Shared,
 }
 
 /// The server as handlers get it.
@@ -60,6 +70,16 @@ pub struct ServerLimits {
     /// What it may take to arrive.
     pub read_timeout: Duration,
     pub n: usize,
+}
+
+impl Server {
+    /// What KV of a tenant's requests is found by; a client's own salt narrows it further.
+    pub fn salt(&self, tenant: &Tenant, cache_salt: Option<&str>) -> String {
+        match (self.sharing, cache_salt) {
+            (Sharing::Shared, None) => tenant::salt(tenant::SHARED, None),
+            _ => tenant.salt(cache_salt),
+        }
+    }
 }
 
 impl ServerLimits {

@@ -22,7 +22,7 @@ pub async fn tokenize(
     let answer = blocking(&app, move |server| {
         let tokens = match asked.said {
             Said::Chat(chat) => {
-                let segments = prompt::of_chat(server, chat)?;
+                let segments = prompt::of_any_chat(server, chat)?;
                 segments.into_iter().flat_map(|segment| segment.tokens).collect()
             }
             Said::Text(text) => prompt::of_text(server, &text, asked.add_special_tokens)?,

@@ -186,7 +186,7 @@ pub fn describe(
     for info in &infos {
         context.load(shelf.chunk(server, info.id)?, true);
     }
-    let salt = shelf.tenant.salt(None);
+    let salt = server.salt(&shelf.tenant, None);
     let tiers = placing::tiers(&server.engine, &context, &salt, KvVariant::Lossless)?;
     let described = infos.into_iter().zip(tiers);
     Ok(described.map(|(info, tiers)| object(info, &active, tiers)).collect())

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use strand_engine::context::{Context, Dropped, Role, Turn};
+use serde_json::{Value, json};
+use strand_engine::context::{Context, Dropped, Role};
 use strand_engine::store::StoredContext;
 use strand_engine::{KvVariant, Restore, Reuse, Segment, Tier};
 
@@ -18,6 +19,7 @@ use crate::server::error::ApiError;
 use crate::server::generation::Piece;
 use crate::server::prompt::{self, Chat, Ending};
 use crate::server::state::{Server, now};
+use crate::server::tools::{self, Style};
 use crate::server::wire::chunks::SeenChunk;
 use crate::server::wire::messages::ChatMessage;
 
@@ -40,6 +42,32 @@ struct Talk {
     opening: Vec<u32>,
     ids: Vec<u32>,
     text: String,
+    calls: Calls,
+}
+
+/// How calls in an answer are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Calls {
+    /// As they were said.
+    AsSaid,
+    /// A grammar made the answer an object; one that calls one of these is kept as the model says
+    /// it where it is free.
+    As(Style, Vec<String>),
+}
+
+impl Talk {
+    /// The answer's text, and its tokens where they are what stands for it, as the conversation
+    /// goes on with them.
+    fn answer(&mut self) -> (Vec<u32>, String) {
+        let text = std::mem::take(&mut self.text);
+        let generated = [&self.opening[..], &self.ids[..]].concat();
+        let Calls::As(style, names) = &self.calls else { return (generated, text) };
+        let is_call = |answer: &Value| names.iter().any(|name| answer["name"] == **name);
+        match serde_json::from_str(&text).ok().filter(is_call) {
+            Some(call) => (Vec::new(), tools::spelt(&json!([{"function": call}]), *style)),
+            None => (generated, text),
+        }
+    }
 }
 
 /// What an answer says of what it saw.
@@ -62,14 +90,16 @@ impl Told {
     }
 }
 
-/// The prompt of a chat, over what it sees of the library if it asks for anything.
+/// The prompt of a chat, over what it sees of the library if it asks for anything. `style`: how
+/// calls in the answer will look.
 pub fn chat(
     server: &Server,
     sight: Option<&mut Sight>,
     chat: Chat,
+    style: Style,
 ) -> Result<Vec<Segment>, ApiError> {
     match sight {
-        Some(sight) => sight.chat(server, chat),
+        Some(sight) => sight.chat(server, chat, style),
         None => prompt::of_chat(server, chat),
     }
 }
@@ -106,6 +136,7 @@ impl Sight {
             opening: Vec::new(),
             ids: Vec::new(),
             text: String::new(),
+            calls: Calls::AsSaid,
         };
         Ok(Self::new(shelf, context, wish, Some(talk)))
     }
@@ -127,16 +158,27 @@ impl Sight {
     }
 
     /// The prompt of a chat over what is seen.
-    fn chat(&mut self, server: &Server, chat: Chat) -> Result<Vec<Segment>, ApiError> {
+    fn chat(
+        &mut self,
+        server: &Server,
+        chat: Chat,
+        style: Style,
+    ) -> Result<Vec<Segment>, ApiError> {
         let Some(talk) = &mut self.talk else {
             let said = prompt::of_chat(server, chat)?;
             return self.behind_chunks(server, said);
         };
-        if chat.ending != Ending::Opening || chat.tools.is_some() {
-            let message = "over a context the assistant's next message is asked for, without tools";
+        if chat.ending != Ending::Opening {
+            let message = "over a context the assistant's next message is asked for";
             return Err(ApiError::invalid("context", message));
         }
-        say(&mut self.context, chat.messages)?;
+        say(server, &mut self.context, chat.messages)?;
+        if let Some(tools) = chat.tools {
+            if style != server.model.style {
+                talk.calls = Calls::As(server.model.style, names_of(&tools));
+            }
+            offer(server, &mut self.context, tools);
+        }
         let length = server.engine.plan().max_model_len;
         let kept = self.max_tokens.unwrap_or_else(|| placing::answer_room(length));
         let prompt = placing::prompt(&server.engine, &self.context, language(server)?, kept)?;
@@ -215,8 +257,9 @@ impl Sight {
         let kept = tokio::task::spawn_blocking(move || {
             let Self { shelf, mut context, talk, wanted, .. } = self;
             wanted.iter().for_each(|wanted| shelf.memory().remember(wanted));
-            let Some(talk) = talk else { return Ok(()) };
-            context.conversation.push_answer(&talk.opening, &talk.ids, talk.text);
+            let Some(mut talk) = talk else { return Ok(()) };
+            let (ids, text) = talk.answer();
+            context.conversation.push_answer(&ids, &[], text);
             let rows = shelf.rows();
             let kept = rows.index().context(&talk.id).map_err(failed)?;
             // a chunk that was erased meanwhile is not in there any more
@@ -232,26 +275,43 @@ impl Sight {
 const MESSAGES: usize = 4096;
 const MESSAGE_BYTES: usize = 16 << 20;
 
+fn names_of(tools: &Value) -> Vec<String> {
+    let names = tools.as_array().into_iter().flatten().filter_map(|tool| {
+        let name = tool["function"]["name"].as_str();
+        name.map(str::to_owned)
+    });
+    names.collect()
+}
+
+/// Tells the model what it may call in this answer. None of it is kept.
+fn offer(server: &Server, context: &mut Context, tools: Value) {
+    let conversation = &mut context.conversation;
+    if server.model.needs_telling {
+        conversation.set_system(Some(tools::told(conversation.system(), &tools)));
+    } else {
+        conversation.tools = Some(tools);
+    }
+}
+
 /// Adds what is newly said to a context's conversation.
-fn say(context: &mut Context, messages: Vec<ChatMessage>) -> Result<(), ApiError> {
+fn say(server: &Server, context: &mut Context, messages: Vec<ChatMessage>) -> Result<(), ApiError> {
     for (index, message) in messages.into_iter().enumerate() {
-        match message.into_plain() {
-            Some(("user", text)) => context.say(text),
-            Some(("assistant", text)) => context.conversation.push(Turn {
-                role: Role::Assistant,
-                text,
-                ids: Vec::new(),
-                seen: context.conversation.turns().last().and_then(|turn| turn.seen.clone()),
-            }),
+        match message.into_words(server.model.style) {
+            ("user", text) => context.say(text),
+            ("tool", text) => context.say_as(Role::Tool, text),
+            ("assistant", text) => context.conversation.push_answer(&[], &[], text),
             _ => {
                 let path = format!("messages[{index}]");
                 let message = format!(
-                    "{path} must be the user's or the assistant's words: a context has its own \
-                     system text, which PATCH sets, and knows no tools"
+                    "{path} must be the user's words, the assistant's or a tool's: a context has \
+                     its own system text, which PATCH sets"
                 );
                 return Err(ApiError::invalid(path, message));
             }
         }
+    }
+    if let Some(last) = context.conversation.turns().last() {
+        prompt::check_message(server, last.role.as_str(), &last.text)?;
     }
     let turns = context.conversation.turns();
     let (messages, bytes) = (turns.len(), turns.iter().map(|turn| turn.text.len()).sum::<usize>());

@@ -112,7 +112,7 @@ struct One<'a> {
 impl<'a> One<'a> {
     fn new(server: &'a Server, shelf: &'a Shelf, chunk: Arc<Chunk>) -> Self {
         let tokens = chunk.ids.len();
-        let (context, salt) = (alone(server, chunk), shelf.tenant.salt(None));
+        let (context, salt) = (alone(server, chunk), server.salt(&shelf.tenant, None));
         Self { server, shelf, context, salt, tokens }
     }
 

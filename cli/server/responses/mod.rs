@@ -59,14 +59,15 @@ async fn play(
     let ResponseRequest { common, tools, form, echo, .. } = asked;
     let shape = structured::shape(app, form, &tools).await?;
     let chat = Chat { messages, tools: tools.offered(), ending: Ending::Opening, marks };
+    let style = shape.style;
     let making = asking::prepare(app, principal, &common, move |server, sight| {
-        sight::chat(server, sight, chat)
+        sight::chat(server, sight, chat, style)
     });
     let (segments, sight) = making.await?;
     let mut request = asking::request(app, principal, &common, segments);
     request.limits.grammar = shape.grammar;
-    let generation = Generation::start(app, vec![request], sight).await?;
-    let speech = tools.speech(shape.style);
+    let generation = Generation::start(app, principal, vec![request], sight).await?;
+    let speech = tools.speech(style);
     let events = Events::new(app, &generation, echo, speech)?;
     Ok(Play::new(generation, events))
 }

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, WebSocketUpgrade, close_code};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, Interval, interval};
 
 use super::play;
+use crate::server::auth::Peer;
 use crate::server::error::ApiError;
 use crate::server::lenient::Fields;
 use crate::server::quota::Turn;
@@ -38,6 +40,7 @@ const IDLE: Duration = Duration::from_secs(60);
 
 pub async fn connect(
     State(app): State<App>,
+    Extension(peer): Extension<Peer>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
@@ -53,13 +56,14 @@ pub async fn connect(
     }
     let most = app.limits.body;
     let upgrade = upgrade.max_message_size(most).max_frame_size(most);
-    Ok(upgrade.on_upgrade(move |socket| Session::new(app, headers, socket).run()))
+    Ok(upgrade.on_upgrade(move |socket| Session::new(app, headers, peer, socket).run()))
 }
 
 struct Session {
     app: App,
     /// The key that it came with, looked at again for every request: a token's time runs out.
     headers: HeaderMap,
+    peer: Peer,
     socket: WebSocket,
     waiting: VecDeque<Value>,
     /// What was said up to and with each answer, by its id.
@@ -72,10 +76,10 @@ struct Session {
 struct Gone;
 
 impl Session {
-    fn new(app: App, headers: HeaderMap, socket: WebSocket) -> Self {
+    fn new(app: App, headers: HeaderMap, peer: Peer, socket: WebSocket) -> Self {
         let (waiting, kept) = (VecDeque::new(), VecDeque::new());
         let (ping, heard) = (interval(PING), Instant::now());
-        Self { app, headers, socket, waiting, kept, ping, heard }
+        Self { app, headers, peer, socket, waiting, kept, ping, heard }
     }
 
     async fn run(mut self) {
@@ -108,8 +112,8 @@ impl Session {
         &mut self,
         request: Value,
     ) -> Result<(Play<Events>, Vec<Value>, Turn), ApiError> {
-        let principal = self.app.keys.principal(&self.headers)?;
-        let turn = self.app.quotas.enter(&principal.tenant)?;
+        let principal = self.app.keys.principal(&self.headers, self.peer)?;
+        let turn = self.app.quotas.enter(&principal.payer)?;
         let fields = Fields::of_value("", request)?.into_body();
         let asked: ResponseRequest = self.app.read(fields)?;
         let before = match &asked.previous {

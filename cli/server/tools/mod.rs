@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::lenient::{Fields, wrong_type};
 pub use grammar::{choice_schema, either_schema};
+use reader::{CLOSE, OPEN};
 pub use reader::{Said, Speech, Style};
 
 /// What may be called, checked.
@@ -185,7 +186,7 @@ impl Tool {
 }
 
 /// What a model is told whose template doesn't speak of tools.
-pub fn described(tools: &Value) -> String {
+fn described(tools: &Value) -> String {
     let list = tools.as_array().into_iter().flatten();
     let lines: Vec<String> = list.map(|tool| tool["function"].to_string()).collect();
     format!(
@@ -193,6 +194,23 @@ pub fn described(tools: &Value) -> String {
          <tool_call>{{\"name\": ..., \"arguments\": {{...}}}}</tool_call>.",
         lines.join("\n")
     )
+}
+
+/// A system text with what such a model is told behind it.
+pub fn told(system: Option<&str>, tools: &Value) -> String {
+    let told = described(tools);
+    system.map_or(told.clone(), |system| format!("{system}\n\n{told}"))
+}
+
+/// Calls as a model of this style says them.
+pub fn spelt(calls: &Value, style: Style) -> String {
+    let calls = calls.as_array().map_or(std::slice::from_ref(calls), Vec::as_slice);
+    let functions = calls.iter().map(|call| &call["function"]);
+    let one = |function: &Value| match style {
+        Style::Tagged => format!("{OPEN}{function}{CLOSE}"),
+        Style::Object => function.to_string(),
+    };
+    functions.map(one).collect()
 }
 
 #[cfg(test)]

@@ -41,8 +41,8 @@ pub enum Said {
     },
 }
 
-const OPEN: &str = "<tool_call>";
-const CLOSE: &str = "</tool_call>";
+pub const OPEN: &str = "<tool_call>";
+pub const CLOSE: &str = "</tool_call>";
 
 /// One answer as it grows.
 pub struct Speech {

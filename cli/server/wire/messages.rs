@@ -5,6 +5,7 @@ use strand_models::{Content, Marks, Message};
 
 use crate::server::error::ApiError;
 use crate::server::lenient::{Fields, wrong_type};
+use crate::server::tools::{self, Style};
 
 /// One message, checked; its text is put together once the marks are known.
 #[derive(Debug)]
@@ -70,10 +71,11 @@ impl ChatMessage {
         Ok(Self { role, parts, tool_calls, extra })
     }
 
-    /// Who speaks and what is said, where nothing else is said with it.
-    pub fn into_plain(self) -> Option<(&'static str, String)> {
+    /// Who speaks and what is said, calls as a model of this style says them.
+    pub fn into_words(self, style: Style) -> (&'static str, String) {
         let parts: Vec<String> = self.parts.into_iter().map(|part| part.text).collect();
-        (self.tool_calls.is_none()).then(|| (self.role, parts.join("\n")))
+        let calls = self.tool_calls.map(|calls| tools::spelt(&calls, style));
+        (self.role, parts.join("\n") + &calls.unwrap_or_default())
     }
 
     /// The message as the template gets it; `ends`: the prompt ends with it.
