@@ -45,5 +45,6 @@ mod server_tenants;
 mod server_timing;
 #[cfg(feature = "otel")]
 mod server_traces;
+mod shares;
 mod simulation;
 mod tidy;
