@@ -251,4 +251,4 @@ fn six_bits(low: &[u8], high: &[u8], codes: &mut [u8]) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

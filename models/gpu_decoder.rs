@@ -65,7 +65,7 @@ impl GpuDecoder {
     ) -> Result<Self, Error> {
         let GpuArithmetic { dtype, deterministic } = arithmetic;
         let float = arithmetic.float();
-        let maker = Uploader { gpu, float, deterministic, threads };
+        let maker = Uploader { gpu, dtype, float, deterministic, threads };
         let network = Network::load(config, weights, maker, dtype, progress)?;
         let table = Arc::new(rotary(config, sizes.positions));
         let settings: Vec<_> = network.layers.iter().map(|layer| layer.settings).collect();
@@ -248,12 +248,9 @@ impl GpuDecoder {
         self.attention.begin(&self.gpu, step, tables)?;
         Embedding {
             ids: &step.ids,
-            weight: &self.network.embed_tokens.values(),
+            weight: &self.network.embed_tokens,
             out: &self.space.residual,
-            float: self.float,
             count: step.rows,
-            vocab: self.network.embed_tokens.out_features(),
-            width: self.hidden,
         }
         .launch(&self.gpu)
     }
@@ -341,6 +338,7 @@ impl GpuDecoder {
 /// The parts in a GPU's memory.
 struct Uploader<'a> {
     gpu: &'a Gpu,
+    dtype: WeightDtype,
     float: Float,
     deterministic: bool,
     threads: &'a Threads,
@@ -365,6 +363,12 @@ impl Parts for Uploader<'_> {
         in_features: usize,
     ) -> Result<Arc<Weight>, Error> {
         let stack = weights.stack(parts, in_features)?;
+        let blocks = stack.block_formats().filter(|_| self.dtype == WeightDtype::Quantized);
+        if let Some(parts) = blocks {
+            let read = |row, bytes: &mut [u8]| stack.read_bytes(row, bytes);
+            let to = (self.gpu, self.threads);
+            return Ok(Arc::new(Weight::blocks(to, &parts, in_features, read)?));
+        }
         let rows = stack.rows();
         let weight = Weight::dense(self.gpu, self.float, rows, in_features, |rows, out| {
             self.threads.for_each_chunk(out, in_features, |row, out| {

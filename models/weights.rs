@@ -247,14 +247,14 @@ impl Stack<'_> {
     }
 
     /// Format and number of rows of each part, where all have blocks.
-    fn block_formats(&self) -> Option<Vec<(BlockFormat, usize)>> {
+    pub(crate) fn block_formats(&self) -> Option<Vec<(BlockFormat, usize)>> {
         let part = |(rows, matrix): &(Range<usize>, Matrix)| {
             matrix.block_format().map(|format| (format, rows.len()))
         };
         self.parts.iter().map(part).collect()
     }
 
-    fn read_bytes(&self, row: usize, out: &mut [u8]) {
+    pub(crate) fn read_bytes(&self, row: usize, out: &mut [u8]) {
         let holds = |(rows, _): &&(Range<usize>, Matrix)| rows.contains(&row);
         let (rows, matrix) = self.parts.iter().find(holds).expect("a row of the stack");
         matrix.read_bytes(row - rows.start, out);

@@ -140,6 +140,19 @@ DEVICE uint4 load_once(const void* from) {
                  : "l"(from));
     return x;
 }
+DEVICE uint2 load_once_2(const void* from) {
+    uint2 x;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
+                 : "=r"(x.x), "=r"(x.y)
+                 : "l"(from));
+    return x;
+}
+// Two numbers less 1024 + CENTER, all of them integers in [1024, 1280): exact.
+template <int CENTER> DEVICE unsigned less_1024(unsigned both) {
+    unsigned center = 0x00010001u * (0x6400 + CENTER);
+    __half2 less = __hsub2(*reinterpret_cast<__half2*>(&both), *reinterpret_cast<__half2*>(&center));
+    return *reinterpret_cast<unsigned*>(&less);
+}
 #else
 template <class T> DEVICE void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     emulator::MmaIn in;
@@ -164,6 +177,14 @@ DEVICE float exp2_fast(float x) { return exp2f(x); }
 DEVICE uint4 load_once(const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % 16) abort();
     return *static_cast<const uint4*>(from);
+}
+DEVICE uint2 load_once_2(const void* from) {
+    if (reinterpret_cast<uintptr_t>(from) % 8) abort();
+    return *static_cast<const uint2*>(from);
+}
+template <int CENTER> DEVICE unsigned less_1024(unsigned both) {
+    float2 x = unpack<F16>(both);
+    return pack<F16>(x.x - (1024 + CENTER), x.y - (1024 + CENTER));
 }
 #endif
 

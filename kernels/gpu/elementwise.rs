@@ -1,38 +1,39 @@
 //! Kernels that only pick and combine: rows of the embedding, rows of activations, silu * up.
 
-use super::{Float, Gpu, Launch, Slice};
+use super::{Float, Gpu, Launch, Slice, Weight};
 use crate::error::Error;
 
 const BLOCK: u32 = 256;
 
-/// out (count, width) f32 = rows `ids` (u32) of weight (vocab, width). An id past the vocabulary
-/// gives a row of NaN.
+/// out (count, in_features) f32 = rows `ids` (u32) of the weight. An id past the last row gives a
+/// row of NaN.
 pub struct Embedding<'a> {
     pub ids: &'a Slice,
-    pub weight: &'a Slice,
+    pub weight: &'a Weight,
     pub out: &'a Slice,
-    pub float: Float,
     pub count: usize,
-    pub vocab: usize,
-    pub width: usize,
 }
 
 impl Embedding<'_> {
     pub fn launch(&self, gpu: &Gpu) -> Result<(), Error> {
         const OP: &str = "embedding";
-        let (count, width) = (self.count, self.width);
+        let (count, width) = (self.count, self.weight.in_features());
+        let mut parts = self.weight.parts();
+        let (Some(table), None) = (parts.next(), parts.next()) else {
+            return Err(Error::device(OP, "the weight must have one format"));
+        };
         let args = [
             self.ids.operand((OP, "ids"), count, 4, 4)?,
-            self.weight.operand((OP, "weight"), self.vocab * width, Float::SIZE, 2)?,
+            table.values.operand((OP, "weight"), 1, table.values.len(), 16)?,
             self.out.operand((OP, "out"), count * width, 4, 4)?,
-            self.vocab as u64,
+            self.weight.out_features() as u64,
             width as u64,
         ];
-        let kernel = format!("embedding_{}", self.float.suffix());
+        let kernel = format!("embedding_{}", table.suffix);
         let grid = [count as u32, 1, 1];
         let launch = Launch { kernel: &kernel, grid, block: BLOCK, shared: 0, args: &args };
         // SAFETY: the kernel's arguments, each as long as it reads or writes; it checks ids.
-        unsafe { gpu.launch(&launch, &[self.ids, self.weight, self.out]) }
+        unsafe { gpu.launch(&launch, &[self.ids, &table.values, self.out]) }
     }
 }
 

@@ -1,26 +1,41 @@
-//! Matrix products on a device: by its library, or by our own kernel whose bits depend on no
-//! other row.
+//! Matrix products on a device: by its library, or by our own kernels, whose bits depend on no
+//! other row. Of weights in blocks there are only our own.
 
 use std::ops::Range;
 
 use super::driver::MatrixProduct;
+use super::quantized::{Blocks, TILE, suffix};
 use super::{Buffer, Float, Gpu, Launch, Slice};
 use crate::error::Error;
+use crate::quantized::BlockFormat;
+use crate::threads::Threads;
 use half::{bf16, f16};
 
+const OP: &str = "product";
 /// Rows that are uploaded at a time.
 const STRIP: usize = 256;
-/// Rows and columns of a block's part of the result, and the k of a stage.
-const TILE: usize = 64;
+/// Rows up to which a warp takes a slice of k instead of all of it.
+const FEW: usize = 32;
+/// Warps of a block: a slice of k each, or a tile each.
+const WARPS: usize = 8;
+/// Rows of a block, with many; the inputs of a stage, and stages that are under way.
+const ROWS: usize = 64;
 const STAGE: usize = 64;
 const STAGES: usize = 3;
 
-/// A weight (out_features, in_features), row-major, on a device.
+/// A weight (out_features, in_features) on a device.
 pub struct Weight {
-    values: Buffer,
+    values: Values,
     out_features: usize,
     in_features: usize,
     float: Float,
+}
+
+enum Values {
+    /// Row-major.
+    Dense(Buffer),
+    /// One below the other.
+    Blocks(Vec<Blocks>),
 }
 
 impl Weight {
@@ -57,7 +72,28 @@ impl Weight {
             }
             gpu.upload(bytes, &values.at(start * row_bytes))?;
         }
-        Ok(Self { values, out_features, in_features, float })
+        Ok(Self { values: Values::Dense(values), out_features, in_features, float })
+    }
+
+    /// Rows in blocks as they are stored, multiplied with f16: `parts` are a format and how many
+    /// rows it has; `read(row, bytes)` fills in the bytes of a row, in parallel.
+    ///
+    /// # Errors
+    /// in_features that are no whole blocks; no memory.
+    pub fn blocks(
+        (gpu, threads): (&Gpu, &Threads),
+        parts: &[(BlockFormat, usize)],
+        in_features: usize,
+        read: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Result<Self, Error> {
+        let mut blocks = Vec::with_capacity(parts.len());
+        let mut out_features = 0;
+        for &(format, rows) in parts {
+            let range = (out_features..out_features + rows, in_features);
+            blocks.push(Blocks::pack((gpu, threads), format, range, &read)?);
+            out_features += rows;
+        }
+        Ok(Self { values: Values::Blocks(blocks), out_features, in_features, float: Float::F16 })
     }
 
     pub fn out_features(&self) -> usize {
@@ -74,13 +110,35 @@ impl Weight {
 
     /// Bytes on the device.
     pub fn bytes(&self) -> usize {
-        self.values.len()
+        self.parts().map(|part| part.values.len()).sum()
     }
 
-    /// (out_features, in_features): an embedding, too.
-    pub fn values(&self) -> Slice {
-        self.values.all()
+    /// What has one kernel, from the first row on.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Part> {
+        let (dense, blocks) = match &self.values {
+            Values::Dense(values) => (Some(values), &[][..]),
+            Values::Blocks(blocks) => (None, &blocks[..]),
+        };
+        let dense = dense.map(|values| Part {
+            suffix: self.float.suffix(),
+            values: values.all(),
+            rows: 0..self.out_features,
+        });
+        let mut first = 0;
+        dense.into_iter().chain(blocks.iter().map(move |blocks| {
+            let rows = first..first + blocks.rows;
+            first = rows.end;
+            Part { suffix: suffix(blocks.format), values: blocks.tiles.all(), rows }
+        }))
     }
+}
+
+/// Rows of a weight.
+pub(super) struct Part {
+    /// As kernels' names end.
+    pub suffix: &'static str,
+    pub values: Slice,
+    pub rows: Range<usize>,
 }
 
 /// y (rows, out_features) = x (rows, in_features) times the weight transposed, plus bias.
@@ -96,47 +154,72 @@ pub struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// By the device's library: fast; a row's bits may depend on how many there are.
+    /// By the device's library, where the weight is dense: fast; a row's bits may depend on how
+    /// many there are.
     pub fn fast(&self, gpu: &Gpu) -> Result<(), Error> {
-        let [x, w, y, bias] = self.check()?;
         let weight = self.weight;
+        let Values::Dense(values) = &weight.values else {
+            return self.deterministic(gpu);
+        };
+        let [x, y, bias] = self.check()?;
         if self.rows == 0 {
             return Ok(());
         }
         if let Some(slice) = self.bias {
             self.spread(gpu, slice, bias, y)?;
         }
+        let (n, k) = (weight.out_features, weight.in_features);
         let product = MatrixProduct {
             x,
-            w,
+            w: values.all().operand((OP, "the weight"), n * k, Float::SIZE, 16)?,
             y,
             m: self.rows,
-            n: weight.out_features,
-            k: weight.in_features,
+            n,
+            k,
             float: weight.float,
             wide: self.y_float.is_none(),
             accumulate: self.bias.is_some(),
         };
         // SAFETY: the operands are as long as the product is large.
-        unsafe { gpu.product(&product, &[self.x, &weight.values(), self.y]) }
+        unsafe { gpu.product(&product, &[self.x, &values.all(), self.y]) }
     }
 
-    /// By our own kernel: every element is summed over k in ascending order, in steps of one
-    /// matrix instruction, whatever the number of rows.
+    /// By our own kernels: every element is summed over k in one order, whatever the number of
+    /// rows.
     pub fn deterministic(&self, gpu: &Gpu) -> Result<(), Error> {
-        let [x, w, y, bias] = self.check()?;
-        let (n, k) = (self.weight.out_features, self.weight.in_features);
-        let args = [x, w, bias, y, self.rows as u64, n as u64, k as u64];
-        let kernel = format!("product_{}_{}", self.weight.float.suffix(), self.y_suffix());
-        let grid = [n.div_ceil(TILE) as u32, self.rows.div_ceil(TILE) as u32, 1];
-        if grid[1] > 65_535 {
-            return Err(Error::value("product", "the number of rows", self.rows, "below 4194241"));
+        let [x, y, bias] = self.check()?;
+        if self.rows > 65_535 * ROWS {
+            let expected = format!("at most {}", 65_535 * ROWS);
+            return Err(Error::value(OP, "the number of rows", self.rows, expected));
         }
-        let shared = (STAGES * 2 * TILE * STAGE * Float::SIZE) as u32;
-        let launch = Launch { kernel: &kernel, grid, block: 128, shared, args: &args };
-        let slices = [self.x, &self.weight.values(), self.bias.unwrap_or(self.x), self.y];
-        // SAFETY: the kernel's arguments, each as long as it reads or writes.
-        unsafe { gpu.launch(&launch, &slices) }
+        let size = if self.y_float.is_some() { Float::SIZE } else { 4 };
+        let (width, k) = (self.weight.out_features, self.weight.in_features);
+        for part in self.weight.parts() {
+            let (first, n) = (part.rows.start as u64, part.rows.len());
+            let args = [
+                x,
+                part.values.operand((OP, "the weight"), 1, part.values.len(), 16)?,
+                if bias == 0 { 0 } else { bias + 4 * first },
+                y + size as u64 * first,
+                self.rows as u64,
+                n as u64,
+                k as u64,
+                width as u64,
+                u64::from(self.y_float.is_none()),
+            ];
+            let (way, columns, rows, shared) = match self.rows <= FEW {
+                true => ("few", TILE, 16, WARPS * 16 * TILE * 4),
+                false => ("many", WARPS * TILE, ROWS, STAGES * ROWS * STAGE * Float::SIZE),
+            };
+            let kernel = format!("product_{way}_{}", part.suffix);
+            let grid = [n.div_ceil(columns) as u32, self.rows.div_ceil(rows) as u32, 1];
+            let (block, shared) = (32 * WARPS as u32, shared as u32);
+            let launch = Launch { kernel: &kernel, grid, block, shared, args: &args };
+            let slices = [self.x, &part.values, self.bias.unwrap_or(self.x), self.y];
+            // SAFETY: the kernel's arguments, each as long as it reads or writes.
+            unsafe { gpu.launch(&launch, &slices)? };
+        }
+        Ok(())
     }
 
     /// Writes the bias to every row of y.
@@ -155,8 +238,7 @@ impl Product<'_> {
         self.y_float.map_or("f32", Float::suffix)
     }
 
-    fn check(&self) -> Result<[u64; 4], Error> {
-        const OP: &str = "product";
+    fn check(&self) -> Result<[u64; 3], Error> {
         let (n, k) = (self.weight.out_features, self.weight.in_features);
         if self.y_float.is_some_and(|float| float != self.weight.float) {
             return Err(Error::device(OP, "y must be f32 or of the weight's type"));
@@ -168,7 +250,6 @@ impl Product<'_> {
         };
         Ok([
             self.x.operand((OP, "x"), self.rows * k, Float::SIZE, 16)?,
-            self.weight.values().operand((OP, "the weight"), n * k, Float::SIZE, 16)?,
             self.y.operand((OP, "y"), self.rows * n, size, size as u64)?,
             bias,
         ])

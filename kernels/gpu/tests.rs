@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod memory;
 mod product;
+mod quantized;
 mod sample;
 
 use super::{Buffer, Float, Gpu};

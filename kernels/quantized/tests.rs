@@ -24,13 +24,18 @@ fn ggml(format: BlockFormat) -> GgmlDType {
 }
 
 /// The bytes of a random matrix as candle quantizes it.
-fn quantized(format: BlockFormat, rows: usize, inputs: usize, random: &mut Random) -> Vec<u8> {
+pub(crate) fn quantized(
+    format: BlockFormat,
+    rows: usize,
+    inputs: usize,
+    random: &mut Random,
+) -> Vec<u8> {
     let values = Tensor::from_vec(random.normals(rows * inputs), (rows, inputs), &Device::Cpu);
     let tensor = QTensor::quantize(&values.unwrap(), ggml(format)).unwrap();
     tensor.data().unwrap().into_owned()
 }
 
-fn dequantized(format: BlockFormat, bytes: &[u8], inputs: usize) -> Vec<f32> {
+pub(crate) fn dequantized(format: BlockFormat, bytes: &[u8], inputs: usize) -> Vec<f32> {
     let rows = bytes.len() / format.row_bytes(inputs);
     let tensor = qtensor_from_ggml(ggml(format), bytes, vec![rows, inputs], &Device::Cpu).unwrap();
     tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()

@@ -1,5 +1,6 @@
 //! Norms, rotation and the KV write, rows by number, silu, moves.
 
+use super::product::weight;
 use super::*;
 use crate::filter_view::{PageEntry, TableEntry, filter_view};
 use crate::gpu::*;
@@ -12,22 +13,19 @@ const FLOATS: [Float; 2] = [Float::Bf16, Float::F16];
 
 #[test]
 fn rows_of_a_table_are_found_and_others_are_nan() {
-    let weight = Random::new(1).normals(7 * 50);
+    let values = Random::new(1).normals(7 * 56);
     for (gpu, float) in gpus().iter().flat_map(|gpu| FLOATS.map(|float| (gpu, float))) {
-        let table = upload(gpu, float, &weight);
+        let weight = &weight(gpu, float, &values, 56);
         let ids = upload_u32(gpu, &[6, 0, 7, 3]);
-        let out = gpu.alloc(4 * 50 * 4).unwrap();
-        let (ids, weight_on, out_on) = (&ids.all(), &table.all(), &out.all());
-        let (count, vocab, width) = (4, 7, 50);
-        Embedding { ids, weight: weight_on, out: out_on, float, count, vocab, width }
-            .launch(gpu)
-            .unwrap();
+        let out = gpu.alloc(4 * 56 * 4).unwrap();
+        let (ids, to) = (&ids.all(), &out.all());
+        Embedding { ids, weight, out: to, count: 4 }.launch(gpu).unwrap();
         let found = download_f32(gpu, &out);
-        let expected = rounded(float, &weight);
-        assert_same_bits(&expected[300..], &found[..50], "row 6");
-        assert_same_bits(&expected[..50], &found[50..100], "row 0");
-        assert!(found[100..150].iter().all(|x| x.is_nan()));
-        assert_same_bits(&expected[150..200], &found[150..], "row 3");
+        let expected = rounded(float, &values);
+        assert_same_bits(&expected[336..], &found[..56], "row 6");
+        assert_same_bits(&expected[..56], &found[56..112], "row 0");
+        assert!(found[112..168].iter().all(|x| x.is_nan()));
+        assert_same_bits(&expected[168..224], &found[168..], "row 3");
     }
 }
 

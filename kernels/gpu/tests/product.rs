@@ -6,7 +6,7 @@ use crate::gpu::*;
 use crate::testing::{Random, assert_same_bits};
 
 /// The sums in f64, of what a device holds.
-fn reference(x: &[f32], w: &[f32], bias: Option<&[f32]>, k: usize) -> Vec<f32> {
+pub fn reference(x: &[f32], w: &[f32], bias: Option<&[f32]>, k: usize) -> Vec<f32> {
     let dot = |x: &[f32], w: &[f32]| -> f64 {
         x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
     };
@@ -16,7 +16,7 @@ fn reference(x: &[f32], w: &[f32], bias: Option<&[f32]>, k: usize) -> Vec<f32> {
     x.chunks(k).flat_map(row).map(|x| x as f32).collect()
 }
 
-fn weight(gpu: &Gpu, float: Float, values: &[f32], k: usize) -> Weight {
+pub fn weight(gpu: &Gpu, float: Float, values: &[f32], k: usize) -> Weight {
     Weight::dense(gpu, float, values.len() / k, k, |rows, out| {
         out.copy_from_slice(&values[rows.start * k..rows.end * k]);
         Ok::<_, Error>(())
