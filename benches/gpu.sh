@@ -21,12 +21,13 @@ rm -f "$out"/*.txt "$out"/*.status
 
 if [ "${QUICK:-0}" = 1 ]; then
     # the bundled model
-    small="" large="" ops="--repeats 1 --only rms_norm" on="--device $device --max-num-batched-tokens 256"
+    small="" large="" blocks="" ops="--repeats 1 --only rms_norm" on="--device $device --max-num-batched-tokens 256"
     workload="--num-seqs 4 --min-input-len 8 --max-input-len 32 --min-output-len 4 --max-output-len 8"
     latency="--prompt-lens 32 --output-len 8 --repeats 1"
     chunks="--num-chunks 4 --chunk-len 32 --repeats 2 --cold-repeats 1 --max-model-len 512"
 else
     small="--random-weights qwen3-0.6b" large="--random-weights qwen3-8b"
+    blocks="--random-weights qwen3-0.6b:q4_k_m"
     ops="--repeats 15" on="--device $device --max-num-batched-tokens 16384"
     workload="--num-seqs 256"
     latency="--prompt-lens 128,1024 --output-len 128 --repeats 3"
@@ -72,6 +73,8 @@ if [ "${PEER:-1}" = 1 ] && python3 -c 'import torch' 2>/dev/null; then
 fi
 # one sequence of a large model: each token reads all weights once
 run latency "$strand" bench latency $large --batch-sizes 1,8 $latency $on --json
+# the same with weights in blocks, of a smaller one: random blocks take long to make
+run latency-quantized "$strand" bench latency $blocks --batch-sizes 1,8 $latency $on --json
 # the first token of a question over chunks: cold, on the device, the host, the disk; switches
 run reuse "$strand" bench reuse $large $chunks --question-len 50 \
     --policy independent,exact --contexts 0 $on --json

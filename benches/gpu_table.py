@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # Weights that a token of Qwen3-8B's shape reads, all but the embedding; two bytes each.
-READ_BYTES = {"qwen3-8b": 2 * 7.57e9, "qwen3-0.6b": 2 * 0.596e9}
+READ_BYTES = {"qwen3-8b": 2 * 7.57e9}
 
 
 class Folder:
@@ -52,6 +52,9 @@ def kernels(folder):
     for row in found["rows"]:
         if row["op"].startswith("prefill"):
             yield row["op"], percent(row["share_of_bf16"]) + " of bf16 (goal 50 %)"
+        elif row["share_of_bf16"] > row["share_of_copy"]:
+            told = f"{1e6 * row['seconds']:.1f} us, {percent(row['share_of_bf16'])} of bf16"
+            yield row["op"], told
         else:
             goal = " (goal 80 %)" if row["op"].startswith("decode") else ""
             text = f"{1e6 * row['seconds']:.1f} us, {percent(row['share_of_copy'])} of copy{goal}"
@@ -75,9 +78,14 @@ def throughput(folder):
 
 
 def latency(folder):
-    found, ceilings = folder.last("latency"), folder.last("kernels") or {}
+    yield from latency_of(folder, "latency", "decode of a large model")
+    yield from latency_of(folder, "latency-quantized", "decode with weights in blocks")
+
+
+def latency_of(folder, name, what):
+    found, ceilings = folder.last(name), folder.last("kernels") or {}
     if found is None:
-        yield "decode of a large model", "FAILED"
+        yield what, "FAILED"
         return
     copied = ceilings.get("copied_bytes_per_second")
     for row in found["rows"]:

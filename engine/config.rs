@@ -65,6 +65,12 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// What a step on a GPU has of each at most.
+    pub(crate) fn gpu_sizes(&self, positions: usize) -> GpuSizes {
+        let (tokens, sequences) = (self.max_num_batched_tokens, self.max_num_seqs);
+        GpuSizes { tokens, sequences, positions }
+    }
+
     /// Refuses what no machine and no such model can do.
     fn check(&self, model: &ModelConfig) -> Result<(), Error> {
         for (name, value) in [
@@ -120,6 +126,8 @@ pub struct EnginePlan {
     pub device: String,
     pub deterministic: bool,
     pub dtype: WeightDtype,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
     pub kv_dtype: KvDtype,
     pub block_size: usize,
     pub num_blocks: usize,
@@ -163,6 +171,8 @@ impl TenantLimits {
 
 /// A page entry counts its rows in 16 bits.
 const MAX_BLOCK_SIZE: usize = u16::MAX as usize;
+/// What a grid of a GPU has of blocks in its second direction.
+const MAX_GPU_ROWS: usize = u16::MAX as usize;
 /// More than any machine has; each takes a stack.
 const MAX_THREADS: usize = 1024;
 /// Share of the memory left beside the weights that KV takes when the user says nothing.
@@ -174,18 +184,25 @@ const DEFAULT_MAX_MODEL_LEN: usize = 32_768;
 
 impl EnginePlan {
     /// Decides everything the user left open; refuses what can't work, with the numbers.
+    /// `weight_bytes` says what the weights take in a type.
     pub fn resolve(
         asked: &EngineConfig,
         model: &ModelConfig,
+        weight_bytes: impl Fn(WeightDtype) -> u64,
         machine: &Machine,
     ) -> Result<Self, Error> {
         asked.check(model)?;
+        if machine.gpu.is_some() {
+            at_most("max_num_batched_tokens", asked.max_num_batched_tokens, MAX_GPU_ROWS)?;
+            at_most("max_num_seqs", asked.max_num_seqs, MAX_GPU_ROWS)?;
+        }
         let (dtype, kv_dtype) = types(asked, model, machine)?;
+        let weight_bytes = weight_bytes(dtype);
         let supported = model.max_position_embeddings;
         let block_bytes = block_bytes(model, asked.block_size, kv_dtype);
         let wanted_len = asked.max_model_len.unwrap_or(supported.min(DEFAULT_MAX_MODEL_LEN));
         let blocks_of = |tokens: usize| tokens.div_ceil(asked.block_size);
-        let budget = Budget::of(asked, model, machine, (dtype, wanted_len));
+        let budget = Budget::of(asked, model, machine, (weight_bytes, wanted_len));
         let pool_bytes = asked.kv_memory.unwrap_or_else(|| {
             let all = block_bytes
                 .saturating_mul(asked.max_num_seqs as u64)
@@ -226,6 +243,7 @@ impl EnginePlan {
             device: machine.gpu.as_ref().map_or("cpu", |gpu| &gpu.device).to_owned(),
             deterministic: asked.deterministic || machine.gpu.is_none(),
             dtype,
+            weight_bytes,
             kv_dtype,
             block_size: asked.block_size,
             num_blocks,
@@ -283,20 +301,13 @@ impl Budget {
         asked: &EngineConfig,
         model: &ModelConfig,
         machine: &Machine,
-        (dtype, length): (WeightDtype, usize),
+        (weights, length): (u64, usize),
     ) -> Self {
-        // a GPU widens what is quantized
-        let size = if machine.gpu.is_some() { dtype.size().max(2) } else { dtype.size() };
-        let weights = model.num_parameters().saturating_mul(size as u64);
         let Some(gpu) = &machine.gpu else {
             let left = machine.free_memory.saturating_sub(weights);
             return Self { free: machine.free_memory, pool: (left as f64 * KV_SHARE) as u64 };
         };
-        let sizes = GpuSizes {
-            tokens: asked.max_num_batched_tokens,
-            sequences: asked.max_num_seqs,
-            positions: length,
-        };
+        let sizes = asked.gpu_sizes(length);
         let workspaces = GpuDecoder::workspace_bytes(model, sizes, asked.deterministic);
         let ours = weights.saturating_add(workspaces);
         let taken = gpu.total_memory.saturating_sub(gpu.free_memory);
@@ -331,17 +342,19 @@ impl EnginePlan {
 
 impl fmt::Display for EnginePlan {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let mib = (self.num_blocks as u64 * self.block_bytes) as f64 / (1 << 20) as f64;
+        let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20));
         write!(
             f,
-            "{}{}, weights {}, kv {}: {} blocks of {} tokens ({mib:.0} MiB); \
+            "{}{}, weights {}, kv {}: {} of weights; {} blocks of {} tokens ({}); \
              at most {} tokens a sequence, {} sequences, {} tokens a step; {} threads",
             self.device,
             if self.deterministic && self.device != "cpu" { " (deterministic)" } else { "" },
             self.dtype.name(),
             self.kv_dtype.name(),
+            mib(self.weight_bytes),
             self.num_blocks,
             self.block_size,
+            mib(self.num_blocks as u64 * self.block_bytes),
             self.max_model_len,
             self.max_num_seqs,
             self.max_num_batched_tokens,
@@ -369,7 +382,9 @@ mod tests {
     }
 
     fn resolve(asked: EngineConfig, machine: &Machine) -> Result<EnginePlan, Error> {
-        EnginePlan::resolve(&asked, &model(), machine)
+        let model = model();
+        let bytes = |dtype: WeightDtype| model.num_parameters() * dtype.size() as u64;
+        EnginePlan::resolve(&asked, &model, bytes, machine)
     }
 
     fn message(asked: EngineConfig) -> String {
@@ -452,6 +467,8 @@ mod tests {
         let kv_dtype = Some(KvDtype::F16);
         refuses(EngineConfig { kv_dtype, ..base.clone() }, "f16 KV beside bf16 weights");
         refuses(EngineConfig { kv_memory: Some(7 << 30), ..base.clone() }, "lower --kv-memory");
+        let max_num_batched_tokens = 65_536;
+        refuses(EngineConfig { max_num_batched_tokens, ..base.clone() }, "at most 65535");
         for gpu_memory_utilization in [0.0, -1.0, 1.5, f64::NAN] {
             let asked = EngineConfig { gpu_memory_utilization, ..base.clone() };
             refuses(asked, "gpu_memory_utilization is");

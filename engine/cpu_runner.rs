@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use strand_kernels::gpu::HostBytes;
 use strand_kernels::{BlockTables, filter_view};
 use strand_layers::attention::AttentionMetadata;
 use strand_layers::kv_cache::KvCache;
@@ -57,7 +58,8 @@ impl Runner for CpuRunner {
     }
 
     fn gather(&mut self, slots: &[u32]) -> Result<SegmentKv, Error> {
-        Ok(SegmentKv::new(self.kv_cache.gather(slots)?, self.kv_cache.num_frames()))
+        let bytes = HostBytes::Plain(self.kv_cache.gather(slots)?);
+        Ok(SegmentKv::new(bytes, self.kv_cache.num_frames()))
     }
 
     fn scatter(&mut self, kv: &SegmentKv, first_row: usize, slots: &[u32]) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use strand_kernels::gpu::{
     Buffer, CheckFinite, Float, Gpu, Graph, PAGE_BYTES, Pinned, SampleRow, SampleRows, Slice,
 };
 use strand_layers::gpu_attention::{GpuSizes, GpuStep};
-use strand_layers::gpu_kv_cache::{GpuKvCache, HostRows};
+use strand_layers::gpu_kv_cache::GpuKvCache;
 use strand_models::GpuDecoder;
 
 use self::assembly::Assembly;
@@ -45,11 +45,18 @@ pub struct GpuRunner {
     told: Pinned,
     /// Rows of logits for the host's sampler.
     logits: Pinned,
-    /// By number of rows.
-    graphs: BTreeMap<usize, Captured>,
+    graphs: BTreeMap<Bucket, Captured>,
 }
 
-/// A step of so many rows.
+/// What a step is padded to that is captured.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Bucket {
+    rows: usize,
+    /// A bound on the keys that any of them sees.
+    keys: usize,
+}
+
+/// A step as large as its bucket.
 enum Captured {
     /// Done once as any other, so that nothing is left to be loaded or allocated.
     Tried,
@@ -96,23 +103,28 @@ impl Runner for GpuRunner {
     fn run(&mut self, batch: &Batch) -> Result<Vec<Result<RowOutput, Error>>, Error> {
         let mut plan = StepPlan::of(batch);
         let bucket = self.bucket(&plan);
-        if let Some(rows) = bucket {
-            plan.pad(rows, self.sizes.positions);
+        if let Some(Bucket { rows, keys }) = bucket {
+            plan.pad(rows, keys);
         }
         self.upload(&plan)?;
         let inputs = self.inputs.all();
         let (step, sampling) = (plan.step(&inputs), plan.sampling(&inputs));
         let mut assembly = Assembly::new(batch);
+        let mut moving = self.kv_cache.take_moving();
         match bucket {
-            Some(rows) => {
-                self.decode(rows, &step, &sampling)?;
-                self.read(&plan, (0, rows), &mut assembly)?;
+            Some(bucket) => {
+                moving.settle(&self.gpu)?;
+                self.decode(bucket, &step, &sampling)?;
+                self.read(&plan, (0, bucket.rows), &mut assembly)?;
             }
             None => {
-                let mut moving = self.kv_cache.take_moving();
                 let gpu = &self.gpu;
                 let mut before = |layer: usize| moving.settle_layer(gpu, layer);
-                self.decoder.forward(&step, &self.kv_cache, &mut before)?;
+                let done = self.decoder.forward(&step, &self.kv_cache, &mut before);
+                if let Err(error) = done {
+                    self.kv_cache.put_back(moving);
+                    return Err(error.into());
+                }
                 self.read_hidden(&plan, &step, &mut assembly)?;
                 self.read_outputs(&plan, (&step, &sampling), &mut assembly)?;
             }
@@ -125,27 +137,27 @@ impl Runner for GpuRunner {
     }
 
     fn gather(&mut self, slots: &[u32]) -> Result<SegmentKv, Error> {
-        let (bytes, len) = self.kv_cache.gather(slots)?;
-        Ok(SegmentKv::of_pinned(bytes, len, self.kv_cache.num_frames()))
+        Ok(SegmentKv::new(self.kv_cache.gather(slots)?, self.kv_cache.num_frames()))
     }
 
     fn scatter(&mut self, kv: &SegmentKv, first_row: usize, slots: &[u32]) -> Result<(), Error> {
-        let rows = match kv.pinned() {
-            Some(bytes) => HostRows::Pinned(bytes),
-            None => HostRows::Plain(kv.bytes()),
-        };
-        Ok(self.kv_cache.scatter(slots, &rows, (first_row, kv.frame_bytes()))?)
+        Ok(self.kv_cache.scatter(slots, kv.host_bytes(), (first_row, kv.frame_bytes()))?)
     }
 }
 
 impl GpuRunner {
-    /// To how many rows a step is padded that is captured: the next power of two, or as many as
-    /// there may be.
-    fn bucket(&self, plan: &StepPlan) -> Option<usize> {
+    /// A step is padded to the next power of two of its rows, or to as many as there may be. It
+    /// fits any number of keys, or, where so many rows leave no room for that, the next power of
+    /// two of its own.
+    fn bucket(&self, plan: &StepPlan) -> Option<Bucket> {
         let rows = plan.num_rows().next_power_of_two().min(self.sizes.sequences);
-        let captured =
-            plan.is_decode() && plan.num_rows() <= rows && self.decoder.can_capture(rows);
-        captured.then_some(rows)
+        if !plan.is_decode() || plan.num_rows() > rows {
+            return None;
+        }
+        let most = self.sizes.positions;
+        let keys = [most, plan.max_keys().next_power_of_two().min(most)];
+        let keys = keys.into_iter().find(|&keys| self.decoder.can_capture(rows, keys))?;
+        Some(Bucket { rows, keys })
     }
 
     /// The step's inputs, and room for its tables.
@@ -165,23 +177,22 @@ impl GpuRunner {
         Ok(self.gpu.upload_pinned(&self.staged, (0, bytes), &self.inputs.all())?)
     }
 
-    /// A step of `rows` single rows: replayed, or carried out and captured for the next time.
-    fn decode(&mut self, rows: usize, step: &GpuStep, sampling: &Slice) -> Result<(), Error> {
-        self.kv_cache.take_moving().settle(&self.gpu)?;
+    /// A step of single rows: replayed, or carried out and captured for the next time.
+    fn decode(&mut self, bucket: Bucket, step: &GpuStep, sampling: &Slice) -> Result<(), Error> {
         let work = || {
             self.decoder.forward(step, &self.kv_cache, &mut |_| Ok(()))?;
-            self.choose(step, sampling, (0, rows))
+            self.choose(step, sampling, (0, bucket.rows))
         };
-        match self.graphs.get(&rows) {
+        match self.graphs.get(&bucket) {
             Some(Captured::Graph(graph)) => self.gpu.replay(graph)?,
             Some(Captured::Tried) => {
                 let graph = self.gpu.capture(work)?;
                 self.gpu.replay(&graph)?;
-                self.graphs.insert(rows, Captured::Graph(graph));
+                self.graphs.insert(bucket, Captured::Graph(graph));
             }
             None => {
                 work()?;
-                self.graphs.insert(rows, Captured::Tried);
+                self.graphs.insert(bucket, Captured::Tried);
             }
         }
         Ok(())

@@ -57,17 +57,21 @@ pub fn load(
 ) -> Result<Loaded, Error> {
     let Opened { gpu, note } = device::open(config.device)?;
     let (gpu, facts) = gpu.unzip();
-    let plan = EnginePlan::resolve(config, &files.config, &Machine::this(facts))?;
+    let weight_bytes = |dtype| files.weights.bytes(&files.config, dtype);
+    let plan = EnginePlan::resolve(config, &files.config, weight_bytes, &Machine::this(facts))?;
     let (runner, rotary) = match &gpu {
         None => on_cpu(&files, &plan, progress)?,
-        Some(gpu) => on_gpu(gpu, &files, &plan, progress)?,
+        Some(gpu) => {
+            let sizes = config.gpu_sizes(plan.max_model_len);
+            on_gpu(gpu, &files, (&plan, sizes), progress)?
+        }
     };
     let numerics = match &gpu {
         None => numerics(plan.dtype, plan.kv_dtype),
         Some(gpu) => device::numerics(gpu, &plan),
     };
     let eos = files.generation.stop_token_ids.clone();
-    let (tiers, io_files) = tiers(&files, &plan, store, (numerics, &rotary))?;
+    let (tiers, io_files) = tiers(&files, &plan, store, (gpu, numerics, &rotary))?;
     let engine = Engine::new(plan, runner, files.tokenizer.clone(), eos, tiers);
     let facts = ModelFacts {
         name: files.name,
@@ -97,15 +101,10 @@ fn on_cpu(
 fn on_gpu(
     gpu: &Gpu,
     files: &ModelFiles,
-    plan: &EnginePlan,
+    (plan, sizes): (&EnginePlan, GpuSizes),
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Running, Error> {
     let threads = Threads::new(plan.threads);
-    let sizes = GpuSizes {
-        tokens: plan.max_num_batched_tokens,
-        sequences: plan.max_num_seqs,
-        positions: plan.max_model_len,
-    };
     let arithmetic = GpuArithmetic { dtype: plan.dtype, deterministic: plan.deterministic };
     let slots = plan.num_blocks * plan.block_size;
     let model = (&files.config, &files.weights);
@@ -131,7 +130,7 @@ fn tiers(
     files: &ModelFiles,
     plan: &EnginePlan,
     store: Option<Store>,
-    (numerics, rotary): (String, &Arc<RotaryTable>),
+    (gpu, numerics, rotary): (Option<Gpu>, String, &Arc<RotaryTable>),
 ) -> Result<(TierSetup, Option<IoFiles>), Error> {
     let identity = KvIdentity {
         tokenizer: files.tokenizer_digest,
@@ -162,7 +161,7 @@ fn tiers(
         store,
         disk_space: plan.disk_space,
         shape,
-        coding: Coding { rotary: Some(rotary.clone()), threads: plan.threads },
+        coding: Coding { rotary: Some(rotary.clone()), threads: plan.threads, gpu: gpu.clone() },
     };
     let io_files = IoFiles { reader: worker(store.another()?), writer: worker(store) };
     let disk = Some(DiskSetup { codec: plan.kv_codec, files: known.collect() });

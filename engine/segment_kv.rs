@@ -2,49 +2,28 @@
 
 use std::fmt;
 
-use strand_kernels::gpu::Pinned;
+use strand_kernels::gpu::HostBytes;
 
 /// One frame for each (layer, K or V): layer 0's K, layer 0's V, layer 1's K, ... A frame holds the
 /// rows of the segment one after another, each (kv_heads, head_dim) in the pool's type, little
 /// endian. Knows no blocks: it can be put into a pool of any block size.
 pub struct SegmentKv {
     /// The frames one after another, all of one length.
-    bytes: Bytes,
+    bytes: HostBytes,
     num_frames: usize,
-}
-
-enum Bytes {
-    Plain(Vec<u8>),
-    /// As a GPU copies them fastest. It may still be at it: who looks at them waits.
-    Pinned {
-        bytes: Box<Pinned>,
-        len: usize,
-    },
 }
 
 impl SegmentKv {
     /// # Panics
     /// If the bytes are not so many frames.
-    pub fn new(bytes: Vec<u8>, num_frames: usize) -> Self {
+    pub fn new(bytes: HostBytes, num_frames: usize) -> Self {
         assert!(bytes.len().is_multiple_of(num_frames), "frames have one length");
-        Self { bytes: Bytes::Plain(bytes), num_frames }
+        Self { bytes, num_frames }
     }
 
-    /// Frames that a GPU writes: the first `len` bytes.
-    ///
-    /// # Panics
-    /// If they are not so many frames.
-    pub(crate) fn of_pinned(bytes: Pinned, len: usize, num_frames: usize) -> Self {
-        assert!(len.is_multiple_of(num_frames), "frames have one length");
-        Self { bytes: Bytes::Pinned { bytes: Box::new(bytes), len }, num_frames }
-    }
-
-    /// The memory that a GPU can read by itself, if they lie in such.
-    pub(crate) fn pinned(&self) -> Option<&Pinned> {
-        match &self.bytes {
-            Bytes::Plain(_) => None,
-            Bytes::Pinned { bytes, .. } => Some(bytes),
-        }
+    /// As a device reads them.
+    pub(crate) fn host_bytes(&self) -> &HostBytes {
+        &self.bytes
     }
 
     /// Copies frames together.
@@ -54,7 +33,7 @@ impl SegmentKv {
     pub fn of_frames(frames: &[Vec<u8>]) -> Self {
         let frame_bytes = frames.first().map_or(0, Vec::len);
         assert!(frames.iter().all(|frame| frame.len() == frame_bytes), "frames have one length");
-        Self::new(frames.concat(), frames.len())
+        Self::new(HostBytes::Plain(frames.concat()), frames.len())
     }
 
     pub fn num_frames(&self) -> usize {
@@ -62,7 +41,7 @@ impl SegmentKv {
     }
 
     pub fn frame_bytes(&self) -> usize {
-        self.len().checked_div(self.num_frames).unwrap_or(0)
+        self.bytes.len().checked_div(self.num_frames).unwrap_or(0)
     }
 
     pub fn frames(&self) -> impl Iterator<Item = &[u8]> {
@@ -71,37 +50,22 @@ impl SegmentKv {
 
     pub fn frames_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let frame_bytes = self.frame_bytes().max(1);
-        let bytes = match &mut self.bytes {
-            Bytes::Plain(bytes) => &mut bytes[..],
-            Bytes::Pinned { bytes, len } => &mut bytes[..*len],
-        };
-        bytes.chunks_exact_mut(frame_bytes)
+        self.bytes.chunks_exact_mut(frame_bytes)
     }
 
     /// All frames one after another.
     pub fn bytes(&self) -> &[u8] {
-        match &self.bytes {
-            Bytes::Plain(bytes) => bytes,
-            Bytes::Pinned { bytes, len } => &bytes[..*len],
-        }
+        &self.bytes
     }
 
     pub fn num_bytes(&self) -> u64 {
-        self.len() as u64
-    }
-
-    /// Without waiting for the bytes.
-    fn len(&self) -> usize {
-        match &self.bytes {
-            Bytes::Plain(bytes) => bytes.len(),
-            Bytes::Pinned { len, .. } => *len,
-        }
+        self.bytes.len() as u64
     }
 }
 
 impl Clone for SegmentKv {
     fn clone(&self) -> Self {
-        Self::new(self.bytes().to_vec(), self.num_frames)
+        Self::new(HostBytes::Plain(self.bytes().to_vec()), self.num_frames)
     }
 }
 

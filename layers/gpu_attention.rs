@@ -6,8 +6,8 @@
 
 use strand_kernels::Error;
 use strand_kernels::gpu::{
-    AttentionShape, DecodeAttention, Float, Gpu, Partials, PrefillAttention, RopeStore, Rotary,
-    Slice, SplitPlan, Tables,
+    AttentionOperands, AttentionShape, DecodeAttention, Float, Gpu, Partials, PrefillAttention,
+    RopeStore, Rotary, Slice, SplitPlan, Tables,
 };
 
 use crate::attention::{AttentionSettings, AttentionWeights};
@@ -200,22 +200,11 @@ impl GpuAttention {
                 let sequence = sequence.as_ref();
                 plan.fill(gpu, &tables, (sequence, &positions), (rows, max_keys), window)?;
             }
-            DecodeAttention {
-                q: &layer.qkv.at(first * shape.q_stride * Float::SIZE),
-                k_cache: &layer.cache.0,
-                v_cache: &layer.cache.1,
-                tables: &tables,
-                row_sequence: sequence.as_ref(),
-                positions: &positions,
-                rotary: &self.rotary,
-                plan,
-                partials: &self.partials,
-                out: &layer.attended.at(first * shape.num_heads * shape.head_dim * Float::SIZE),
-                shape,
-                rows,
-                max_keys,
-            }
-            .launch(gpu)?;
+            let q = layer.qkv.at(first * shape.q_stride * Float::SIZE);
+            let out = layer.attended.at(first * shape.num_heads * shape.head_dim * Float::SIZE);
+            let operands = self.operands(layer, (&q, &positions, &out), &tables);
+            let row_sequence = sequence.as_ref();
+            DecodeAttention { operands, row_sequence, plan, rows, max_keys }.launch(gpu)?;
         }
         Ok(())
     }
@@ -228,23 +217,37 @@ impl GpuAttention {
         step: &GpuStep,
         tables: &Tables,
     ) -> Result<(), Error> {
+        let tables = tables.at(step.singles);
+        let rows = (layer.qkv, &step.positions, layer.attended);
         PrefillAttention {
-            q: layer.qkv,
-            k_cache: &layer.cache.0,
-            v_cache: &layer.cache.1,
-            tables: &tables.at(step.singles),
+            operands: self.operands(layer, rows, &tables),
             cu_seqlens_q: &step.cu_seqlens_q.at(4 * step.singles),
-            positions: &step.positions,
-            rotary: &self.rotary,
-            partials: &self.partials,
-            out: layer.attended,
-            shape: self.shape(&layer.settings),
             num_sequences: step.sequences - step.singles,
             rows: (step.singles, step.rows - step.singles),
             max_rows: step.longest,
             max_keys: step.max_keys,
         }
         .launch(gpu)
+    }
+
+    /// Of rows of q at positions, with their results.
+    fn operands<'a>(
+        &'a self,
+        layer: &'a GpuAttentionLayer,
+        (q, positions, out): (&'a Slice, &'a Slice, &'a Slice),
+        tables: &'a Tables,
+    ) -> AttentionOperands<'a> {
+        AttentionOperands {
+            q,
+            k_cache: &layer.cache.0,
+            v_cache: &layer.cache.1,
+            tables,
+            positions,
+            rotary: &self.rotary,
+            partials: &self.partials,
+            out,
+            shape: self.shape(&layer.settings),
+        }
     }
 
     /// How many rows are split over keys, and a bound on the keys they see.

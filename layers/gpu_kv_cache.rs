@@ -2,7 +2,11 @@
 //!
 //! Rows leave and enter on the copy stream, frame by frame, beside whatever is computed.
 
-use strand_kernels::gpu::{Buffer, Event, Gpu, KvFrames, MoveRows, Pinned, PoisonRows, Slice};
+use std::sync::Arc;
+
+use strand_kernels::gpu::{
+    Buffer, Event, Gpu, HostBytes, KvFrames, MoveRows, Pinned, PoisonRows, Slice,
+};
 use strand_kernels::{Error, KvDtype};
 
 use crate::kv_cache::KvCacheShape;
@@ -33,6 +37,8 @@ pub struct Moving {
     leaving: Option<Event>,
     /// Behind those that arrive, by layer, as far as there are some.
     arriving: Vec<Option<Event>>,
+    /// Where those come from: to drop it before they have arrived is to wait for them.
+    sources: Vec<Arc<Pinned>>,
 }
 
 impl Moving {
@@ -44,18 +50,10 @@ impl Moving {
         leaving.iter().chain(&arriving).try_for_each(|event| gpu.wait(event))
     }
 
-    /// The same for all layers.
-    pub fn settle(mut self, gpu: &Gpu) -> Result<(), Error> {
+    /// The same for all layers. To be dropped when the work behind them is done.
+    pub fn settle(&mut self, gpu: &Gpu) -> Result<(), Error> {
         (0..self.arriving.len().max(1)).try_for_each(|layer| self.settle_layer(gpu, layer))
     }
-}
-
-/// Where the bytes of a copy lie in the computer's memory.
-pub enum HostRows<'a> {
-    /// Copied before the call returns.
-    Plain(&'a [u8]),
-    /// Copied while it goes on.
-    Pinned(&'a Pinned),
 }
 
 impl GpuKvCache {
@@ -98,24 +96,35 @@ impl GpuKvCache {
         std::mem::take(&mut self.moving)
     }
 
+    /// Leaves to a later step what one that failed did not wait for.
+    pub fn put_back(&mut self, moving: Moving) {
+        self.moving = moving;
+    }
+
     /// A copy of the rows at `slots`, as [`KvCache::gather`](crate::kv_cache::KvCache::gather)
     /// gives it. It is on its way: whoever reads it waits.
     ///
     /// All that computed the rows must be done.
-    pub fn gather(&mut self, slots: &[u32]) -> Result<(Pinned, usize), Error> {
-        let bytes = slots.len() * self.frames.row_bytes;
-        let total = bytes * self.frames.num_frames;
-        let mut host = self.gpu.pinned(total)?;
+    pub fn gather(&mut self, slots: &[u32]) -> Result<HostBytes, Error> {
+        let total = slots.len() * self.frames.row_bytes * self.frames.num_frames;
+        let mut host = HostBytes::new(Some(&self.gpu), total);
+        self.gather_to(&mut host, slots)?;
+        Ok(host)
+    }
+
+    /// The same, to memory that is there: as long as the rows are in all frames.
+    pub fn gather_to(&mut self, host: &mut HostBytes, slots: &[u32]) -> Result<(), Error> {
         if slots.is_empty() {
-            return Ok((host, 0));
+            return Ok(());
         }
+        let bytes = slots.len() * self.frames.row_bytes;
         let slots = self.prepare(slots, bytes)?;
         for frame in 0..self.frames.num_frames {
             self.moved(frame, &slots).gather(&self.copies)?;
-            self.copies.download_pinned(&slots.stage, &mut host, frame * bytes)?;
+            host.download(&self.copies, &slots.stage, frame * bytes)?;
         }
         self.moving.leaving = Some(self.copies.record()?);
-        Ok((host, total))
+        Ok(())
     }
 
     /// Writes rows `[first_row, first_row + slots.len())` of every frame to `slots`; a frame has
@@ -125,7 +134,7 @@ impl GpuKvCache {
     pub fn scatter(
         &mut self,
         slots: &[u32],
-        host: &HostRows,
+        host: &HostBytes,
         (first_row, frame_bytes): (usize, usize),
     ) -> Result<(), Error> {
         if slots.is_empty() {
@@ -134,14 +143,11 @@ impl GpuKvCache {
         let row_bytes = self.frames.row_bytes;
         let bytes = slots.len() * row_bytes;
         let slots = self.prepare(slots, bytes)?;
+        self.moving.sources.extend(host.pinned());
         self.moving.arriving.resize_with(self.frames.num_frames / 2, || None);
         for frame in 0..self.frames.num_frames {
             let start = frame * frame_bytes + first_row * row_bytes;
-            let stage = &slots.stage;
-            match host {
-                HostRows::Plain(all) => self.copies.upload(&all[start..start + bytes], stage)?,
-                HostRows::Pinned(all) => self.copies.upload_pinned(all, (start, bytes), stage)?,
-            }
+            host.upload(&self.copies, (start, bytes), &slots.stage)?;
             self.moved(frame, &slots).scatter(&self.copies)?;
             if frame % 2 == 1 {
                 self.moving.arriving[frame / 2] = Some(self.copies.record()?);

@@ -116,9 +116,10 @@ impl GpuDecoder {
         self.sizes.sequences
     }
 
-    /// True where a step of so many single rows may be captured, whatever they see.
-    pub fn can_capture(&self, rows: usize) -> bool {
-        rows <= self.sizes.sequences && self.attention.takes(rows, self.sizes.positions)
+    /// True where a step of so many single rows may be captured, each of which sees so many keys
+    /// at most.
+    pub fn can_capture(&self, rows: usize, max_keys: usize) -> bool {
+        rows <= self.sizes.sequences && self.attention.takes(rows, max_keys)
     }
 
     /// Room for the tables of so many pages; true where what was captured is of no use any more.
@@ -281,7 +282,7 @@ impl GpuDecoder {
             weight,
             eps: self.eps,
             out: &self.space.branch,
-            out_float: Some(self.float),
+            float: self.float,
             rows,
             width: self.hidden,
         }

@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::ops::Range;
 use std::path::Path;
 
+use strand_kernels::gpu::block_bytes;
 use strand_kernels::{BlockFormat, PackedWeight, Threads, WeightDtype};
 
 use crate::config::ModelConfig;
@@ -128,6 +129,23 @@ impl Weights {
         Ok(values)
     }
 
+    /// Bytes that a network's tensors take where they are computed with in `dtype`.
+    pub fn bytes(&self, config: &ModelConfig, dtype: WeightDtype) -> u64 {
+        let bytes = |(name, shape): (String, Vec<usize>)| -> u64 {
+            let is_quantized = dtype == WeightDtype::Quantized;
+            // who is missing is told when it is loaded
+            let format = self.look_up(&name, &shape).ok().and_then(|found| found.block_format());
+            match (format.filter(|_| is_quantized), &shape[..]) {
+                (Some(format), &[rows, inputs]) => block_bytes(format, rows, inputs) as u64,
+                _ => {
+                    let numbers = shape.iter().map(|&size| size as u64).product::<u64>();
+                    numbers.saturating_mul(if is_quantized { 2 } else { dtype.size() as u64 })
+                }
+            }
+        };
+        config.tensors().into_iter().map(bytes).fold(0, u64::saturating_add)
+    }
+
     /// The type a tensor is stored in. `None` when there is no such tensor, or it has no type of
     /// its own.
     pub fn stored_dtype(&self, name: &str) -> Option<WeightDtype> {
@@ -197,13 +215,17 @@ impl Weights {
     }
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<Matrix<'_>, Error> {
-        let matrix = match &self.source {
+        let matrix = self.look_up(name, shape)?;
+        self.used.borrow_mut().insert(name.to_string());
+        Ok(matrix)
+    }
+
+    fn look_up(&self, name: &str, shape: &[usize]) -> Result<Matrix<'_>, Error> {
+        Ok(match &self.source {
             Source::Safetensors(checkpoint) => Matrix::Stored(checkpoint.find(name, shape)?),
             Source::Gguf(tensors) => Matrix::Stored(tensors.find(name, shape)?),
             Source::Random(tensors) => Matrix::Random(tensors.find(name, shape)?),
-        };
-        self.used.borrow_mut().insert(name.to_string());
-        Ok(matrix)
+        })
     }
 }
 

@@ -37,13 +37,14 @@ fn fast(device: Device) -> EngineConfig {
     EngineConfig { device, ..exactness::base() }
 }
 
-const MODELS: [&str; 2] = ["Qwen3ForCausalLM", "MistralForCausalLM"];
+const MODELS: [&str; 4] =
+    ["Qwen3ForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM:q8_0", "Qwen3ForCausalLM:q4_k_m"];
 
 #[test]
 fn gpu_logits_are_the_same_bits_alone_and_in_any_schedule() {
     for device in devices() {
-        for (seed, model) in [(0, MODELS[0]), (1, MODELS[1]), (2, MODELS[0])] {
-            exactness::any_schedule(model, seed, &deterministic(device));
+        for (seed, model) in MODELS.into_iter().enumerate() {
+            exactness::any_schedule(model, seed as u64, &deterministic(device));
         }
     }
 }

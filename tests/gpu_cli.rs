@@ -1,9 +1,11 @@
 //! The program on a GPU: the same commands, the same words.
 
 use serde_json::Value;
+use strand_kernels::gpu::Gpu;
 
 use crate::binary::{piped, strand};
 use crate::gpu::devices;
+use crate::http::Server;
 
 /// Of this size everywhere, so that the emulator has little to clear.
 const SMALL: [&str; 6] = ["--kv-memory", "4MiB", "--max-model-len", "512", "--max-num-seqs", "4"];
@@ -70,4 +72,28 @@ fn gpu_bench_throughput_runs_its_requests() {
         let report: Value = serde_json::from_str(last).expect("it ends with JSON");
         assert_eq!(report["device"], device.as_str());
     }
+}
+
+/// A program with CUDA in it, on a machine without.
+#[test]
+fn gpu_that_is_not_there_is_refused_by_name_and_auto_says_that_it_takes_the_cpu() {
+    if !cfg!(feature = "cuda") || Gpu::cuda(0).is_ok() {
+        eprintln!("skipped: built without CUDA, or there is a GPU");
+        return;
+    }
+    let generate = ["generate", "-p", "x", "--max-tokens", "1"];
+    let bench = ["bench", "throughput", "--num-seqs", "1", "--max-output-len", "2"];
+    for command in [&generate[..], &["chat"], &["serve", "--addr", "127.0.0.1:0"], &bench] {
+        let there = piped(&on("cuda", command), "");
+        there.refused(1, "opening CUDA device 0");
+        assert!(there.err.contains("use the cpu"), "{}", there.err);
+    }
+    strand(&["bench", "kernels", "--device", "cuda"]).refused(1, "opening CUDA device 0");
+    for command in [&generate[..], &["chat"]] {
+        let here = piped(&on("auto", command), "");
+        assert_eq!(here.status, 0, "{here:?}");
+        assert!(here.err.contains("computing on the CPU: opening CUDA device 0"), "{}", here.err);
+    }
+    let server = Server::start(&[&SMALL[..], &["--device", "auto"]].concat());
+    assert!(server.log().contains("computing on the CPU"), "{}", server.log());
 }

@@ -1,14 +1,16 @@
 //! E2 on a GPU: logits within what transformers itself loses by computing in bf16, in both modes.
 
+use strand_engine::EngineConfig;
 use strand_kernels::gpu::{Gpu, PAGE_BYTES, Slice, page_bytes};
 use strand_kernels::{KvDtype, PageEntry, Threads, WeightDtype};
 use strand_layers::gpu_attention::{GpuSizes, GpuStep};
 use strand_layers::gpu_kv_cache::GpuKvCache;
 use strand_layers::kv_cache::KvCacheShape;
-use strand_models::{GpuArithmetic, GpuDecoder, ModelFiles};
+use strand_models::{GpuArithmetic, GpuDecoder, ModelFiles, ModelSource};
 
 use crate::gpu::devices;
-use crate::parity;
+use crate::quantized::{deviation, gguf, in_f32, next_tokens_on, prompts};
+use crate::{exactness, parity};
 
 /// Those whose heads are as wide as there are kernels for: norms on q and k, biases, a window
 /// shorter than the prompts, scaled rotations.
@@ -103,5 +105,45 @@ fn gpu_logits_are_within_the_reference_s_own_error() {
                 logits(&gpu, files, deterministic, prompt)
             });
         }
+    }
+}
+
+/// Weights stay in their blocks, and what is multiplied with them has 11 bits instead of 8: a GPU
+/// must be nearer to what the blocks are worth than the CPU, whose integers are near enough.
+#[test]
+fn gpu_quantized_files_deviate_less_than_on_the_cpu() {
+    let of_recipe = |name| (name, exactness::source(&format!("Qwen3ForCausalLM:{name}"), 1024));
+    let of_file = |name| (name, ModelSource::Gguf(gguf(name)));
+    for device in devices() {
+        for (name, source) in
+            ["q4_0", "q4_k_m"].map(of_recipe).into_iter().chain(["q8_0", "q4_0"].map(of_file))
+        {
+            let files = ModelFiles::open(&source).expect("the model is sound");
+            let prompts = prompts(files.config.vocab_size, 6);
+            let exact = next_tokens_on(&source, &in_f32(Some(WeightDtype::F32)), &prompts);
+            let here = deviation(&exact, &next_tokens_on(&source, &in_f32(None), &prompts));
+            for deterministic in [false, true] {
+                let base = EngineConfig { dtype: None, kv_dtype: None, ..in_f32(None) };
+                let config = EngineConfig { device, deterministic, ..base };
+                let there = deviation(&exact, &next_tokens_on(&source, &config, &prompts));
+                println!("{name}: KL {:.1e} on {device}, {:.1e} on the CPU", there.0, here.0);
+                assert!(there.0 < here.0 && there.0 < 1e-4, "{name}: {there:?}, {here:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gpu_memory_holds_the_blocks_of_a_file_as_they_are() {
+    for device in devices() {
+        let source = exactness::source("Qwen3ForCausalLM:q4_k_m", 1024);
+        let files = ModelFiles::open(&source).expect("the config is sound");
+        let weights = files.weights.bytes(&files.config, WeightDtype::Quantized);
+        let in_f16 = 2 * files.config.num_parameters();
+        let config = EngineConfig { device, ..exactness::base() };
+        let engine = strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits");
+        assert_eq!(engine.engine.plan().weight_bytes, weights);
+        // 4.6 bits of most numbers, 6.6 of some, 16 of the norms'
+        assert!(5 * weights < 2 * in_f16, "{weights} of {in_f16}");
     }
 }

@@ -18,6 +18,7 @@ mod exactness;
 mod gpu;
 mod gpu_cli;
 mod gpu_parity;
+mod gpu_serve;
 mod grammars;
 mod histories;
 mod http;

@@ -19,17 +19,30 @@ fn next_tokens(
     dtype: Option<WeightDtype>,
     prompts: &[Vec<u32>],
 ) -> Vec<Vec<f64>> {
-    let files = ModelFiles::open(source).expect("the model is sound");
-    let vocab = files.config.vocab_size;
-    let config = EngineConfig {
+    next_tokens_on(source, &in_f32(dtype), prompts)
+}
+
+/// On the CPU, with K and V as they were computed.
+pub fn in_f32(dtype: Option<WeightDtype>) -> EngineConfig {
+    EngineConfig {
         dtype,
         kv_dtype: Some(KvDtype::F32),
         kv_memory: Some(16 << 20),
         max_model_len: Some(256),
         threads: Some(2),
         ..EngineConfig::default()
-    };
-    let loaded = strand_engine::load(files, &config, None, &mut |_, _| {}).expect("it fits");
+    }
+}
+
+/// The same, wherever `config` says.
+pub fn next_tokens_on(
+    source: &ModelSource,
+    config: &EngineConfig,
+    prompts: &[Vec<u32>],
+) -> Vec<Vec<f64>> {
+    let files = ModelFiles::open(source).expect("the model is sound");
+    let vocab = files.config.vocab_size;
+    let loaded = strand_engine::load(files, config, None, &mut |_, _| {}).expect("it fits");
     let mut engine = loaded.engine;
     let mut all = Vec::new();
     for prompt in prompts {
@@ -51,7 +64,7 @@ fn next_tokens(
 }
 
 /// Mean KL divergence from `exact` and the share of prompts with the same likeliest token.
-fn deviation(exact: &[Vec<f64>], found: &[Vec<f64>]) -> (f64, f64) {
+pub fn deviation(exact: &[Vec<f64>], found: &[Vec<f64>]) -> (f64, f64) {
     assert_eq!(exact.len(), found.len());
     let likeliest = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]));
     let divergence = |(exact, found): (&Vec<f64>, &Vec<f64>)| -> f64 {
@@ -63,7 +76,7 @@ fn deviation(exact: &[Vec<f64>], found: &[Vec<f64>]) -> (f64, f64) {
     (pairs().map(divergence).sum::<f64>() / count, same as f64 / count)
 }
 
-fn prompts(vocab: usize, count: usize) -> Vec<Vec<u32>> {
+pub fn prompts(vocab: usize, count: usize) -> Vec<Vec<u32>> {
     let mut random = Random::new(11);
     (0..count).map(|_| random.tokens(24, vocab)).collect()
 }
@@ -89,7 +102,7 @@ fn every_recipe_is_near_the_weights_it_stands_for() {
     }
 }
 
-fn gguf(kind: &str) -> PathBuf {
+pub fn gguf(kind: &str) -> PathBuf {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf");
     fixtures.join(format!("qwen3-{kind}.gguf"))
 }

@@ -175,6 +175,7 @@ pub fn plan(random: &mut Random) -> EnginePlan {
         device: "cpu".to_owned(),
         deterministic: true,
         dtype: WeightDtype::F32,
+        weight_bytes: 0,
         kv_dtype: KvDtype::F32,
         block_size,
         num_blocks: least + random.between(0, 3 * least),

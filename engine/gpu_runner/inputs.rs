@@ -102,6 +102,11 @@ impl<'a> StepPlan<'a> {
         self.order.len()
     }
 
+    /// A bound on the keys that any row sees.
+    pub fn max_keys(&self) -> usize {
+        self.max_keys.1
+    }
+
     /// Pads a step that [decodes](Self::is_decode) to `rows` rows, each with its row of logits.
     /// Nothing but the pages depends on the batch then.
     pub fn pad(&mut self, rows: usize, max_keys: usize) {

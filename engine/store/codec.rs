@@ -9,6 +9,7 @@ mod planes;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use strand_kernels::gpu::Gpu;
 use strand_kernels::{KvDtype, RotaryTable};
 
 use super::error::{Damage, StoreError};
@@ -58,6 +59,8 @@ pub struct Coding {
     pub rotary: Option<Arc<RotaryTable>>,
     /// Threads to use; 0 counts as 1.
     pub threads: usize,
+    /// Who copies the rows that are read.
+    pub gpu: Option<Gpu>,
 }
 
 /// What decoding uses again, a thread each.

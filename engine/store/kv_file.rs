@@ -8,7 +8,8 @@ use std::cell::RefCell;
 use std::io::{self, Read};
 
 use sha2::{Digest, Sha256};
-use strand_kernels::{KvDtype, zeros};
+use strand_kernels::KvDtype;
+use strand_kernels::gpu::HostBytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::codec::{self, Codec, Coding, Encoding};
@@ -293,7 +294,7 @@ impl<R: Read> KvReader<R> {
         self.digest = None;
         let rows = self.record.rows();
         let frames = std::mem::take(&mut self.frames);
-        let bytes = zeros(frames.len() * rows.bytes());
+        let bytes = HostBytes::new(coding.gpu.as_ref(), frames.len() * rows.bytes());
         let mut kv = SegmentKv::new(bytes, frames.len());
         // Buffers are used again: memory that is new costs more than what is done with it.
         let spare: RefCell<Vec<Vec<u8>>> = RefCell::default();

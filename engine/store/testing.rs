@@ -100,7 +100,7 @@ pub(super) fn rotation(width: usize, factor: f64) -> Arc<RotaryTable> {
 }
 
 pub(super) fn coding(threads: usize) -> Coding {
-    Coding { rotary: Some(rotation(8, 1.0)), threads }
+    Coding { rotary: Some(rotation(8, 1.0)), threads, gpu: None }
 }
 
 /// A folder that goes with the test.

@@ -3,8 +3,10 @@
 //
 // The products run on matrix instructions with keys (or the dimensions of values) as rows and query
 // heads as the eight columns, so that grouped heads cost nothing and K and V are read once. A lane
-// loads 16 bytes of a row straight into registers, in the shape the instruction wants: which
-// dimension stands in which place of a sum does not matter, if the query stands alike.
+// loads 16 bytes of a row in the shape the instruction wants: which dimension stands in which place
+// of a sum does not matter, if the query stands alike. It loads for itself alone, into a place of
+// its own in shared memory, and two tiles ahead: while scores of the last keys are computed, the
+// first values are on their way.
 //
 // With g = lane / 4 and c = lane % 4:
 // - scores: lane (g, c) loads of the keys g and g + 8 of a tile the chunks c, c + 4, .. of eight
@@ -24,6 +26,12 @@ constexpr int TILE = 16;
 template <int D> constexpr int SCORE_CHUNKS = (D + 31) / 32;
 // And of V: of dimensions 64z + 8g .. + 7.
 template <int D> constexpr int VALUE_CHUNKS = (D + 63) / 64;
+
+// Tiles of a warp that are on their way, and a lane's words of each.
+template <int D> constexpr int AHEAD = D > 128 ? 1 : 2;
+template <int D>
+constexpr int WORDS = 2 * SCORE_CHUNKS<D> > 4 * VALUE_CHUNKS<D> ? 2 * SCORE_CHUNKS<D>
+                                                                : 4 * VALUE_CHUNKS<D>;
 
 // Numbers from one head to the next where warps tell each other their sums: one more, so that few
 // lanes meet in a bank.
@@ -51,7 +59,8 @@ template <int D> struct Shared {
     unsigned* rows;   // (split) rows of the cache
     int* deltas;      // (split)
     float* weights;   // (HEADS, stride): scores in units of log 2, then weights
-    float* partials;  // (WARPS, HEADS, PART), where the weights were
+    uint4* words;     // (WARPS, AHEAD, WORDS, 32)
+    float* partials;  // (WARPS, HEADS, PART), where those were
     float2* stats;    // (HEADS) maximum and sum
     unsigned* bad;    // whether an entry points outside the cache or the rotations
     unsigned stride;
@@ -63,8 +72,63 @@ template <int D> struct Shared {
         rows = bad + 4;
         deltas = reinterpret_cast<int*>(rows + split);
         weights = reinterpret_cast<float*>(deltas + split);
-        partials = weights;
         stride = split + 8;
+        partials = weights + HEADS * stride;
+        words = reinterpret_cast<uint4*>(partials);
+    }
+
+    // A lane's words of its warp's tile of this number, 32 apart.
+    DEVICE uint4* own(unsigned number) const {
+        unsigned tile = threadIdx.x / 32 * AHEAD<D> + number % AHEAD<D>;
+        return words + tile * WORDS<D> * 32 + threadIdx.x % 32;
+    }
+};
+
+// What a warp loads of an item: its tiles of K, then as many of V.
+template <class T, int D> struct Tiles {
+    const Shared<D>& shared;
+    const Decode<T>& op;
+    unsigned kv_head, keys;
+
+    // Of K.
+    DEVICE unsigned count() const {
+        unsigned first = threadIdx.x / 32 * TILE;
+        return keys > first ? (keys - first + WARPS * TILE - 1) / (WARPS * TILE) : 0;
+    }
+    DEVICE unsigned start(unsigned number) const {
+        return (threadIdx.x / 32 + number * WARPS) * TILE;
+    }
+
+    // Lanes past the last key read it once more.
+    DEVICE void load(unsigned number) const {
+        int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+        uint4* to = shared.own(number);
+        if (number < count()) {
+            unsigned tile = start(number);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const T* from = row(op.k_cache, tile + g + 8 * half) + 8 * c;
+#pragma unroll
+                for (int s = 0; s < SCORE_CHUNKS<D>; s++, to += 32) {
+                    copy_async(to, from + 32 * s, 32 * s + 8 * c < D);
+                }
+            }
+        } else if (number < 2 * count()) {
+            unsigned tile = start(number - count());
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                const T* from = row(op.v_cache, tile + 2 * c + n % 2 + 8 * (n / 2)) + 8 * g;
+#pragma unroll
+                for (int z = 0; z < VALUE_CHUNKS<D>; z++, to += 32) {
+                    copy_async(to, from + 64 * z, 64 * z + 8 * g < D);
+                }
+            }
+        }
+        commit_copies();
+    }
+
+    DEVICE const T* row(const T* cache, unsigned key) const {
+        return cache + (int64_t(shared.rows[min(key, keys - 1)]) * op.kv_heads + kv_head) * D;
     }
 };
 
@@ -112,27 +176,23 @@ DEVICE void turn_query(const Shared<D>& shared, const Decode<T>& op, int64_t pos
 
 // Scores of this warp's tiles, for all heads.
 template <class T, int D>
-DEVICE void score(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head, unsigned keys,
-                  unsigned position) {
-    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+DEVICE void score(const Tiles<T, D>& tiles, unsigned position) {
+    const Shared<D>& shared = tiles.shared;
+    const Decode<T>& op = tiles.op;
+    unsigned keys = tiles.keys, count = tiles.count();
+    int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     unsigned query[SCORE_CHUNKS<D>][4];
     bool turned = false;
     int turned_by = 0;
-    for (unsigned tile = warp * TILE; tile < keys; tile += WARPS * TILE) {
-        // Lanes past the last key read it once more; their scores are thrown away.
-        unsigned last = keys - 1;
-        unsigned key[2] = {min(tile + g, last), min(tile + g + 8, last)};
-        int delta[2] = {shared.deltas[key[0]], shared.deltas[key[1]]};
+    for (unsigned number = 0; number < count; number++) {
+        // Scores of lanes past the last key are thrown away.
+        unsigned tile = tiles.start(number), last = keys - 1;
+        int delta[2] = {shared.deltas[min(tile + g, last)], shared.deltas[min(tile + g + 8, last)]};
+        await_copies<AHEAD<D> - 1>();
         uint4 words[2][SCORE_CHUNKS<D>];
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int64_t row = int64_t(shared.rows[key[half]]) * op.kv_heads + kv_head;
-            const T* from = op.k_cache + row * D + 8 * c;
-#pragma unroll
-            for (int s = 0; s < SCORE_CHUNKS<D>; s++) {
-                bool real = 32 * s + 8 * c < D;
-                words[half][s] = real ? load_once(from + 32 * s) : make_uint4(0, 0, 0, 0);
-            }
+        for (int i = 0; i < 2 * SCORE_CHUNKS<D>; i++) {
+            words[i / SCORE_CHUNKS<D>][i % SCORE_CHUNKS<D>] = shared.own(number)[32 * i];
         }
         int first = shared.deltas[tile];
         bool mixed = __any_sync(FULL_WARP, delta[0] != first || delta[1] != first);
@@ -167,6 +227,7 @@ DEVICE void score(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head
                 }
             }
         }
+        tiles.load(number + AHEAD<D>);  // where this one was
     }
 }
 
@@ -186,24 +247,6 @@ template <class T, int D> DEVICE void weigh(const Shared<D>& shared, unsigned pa
     if (lane == 0) shared.stats[head] = make_float2(best, sum);
 }
 
-// The part of V this lane needs of a tile.
-template <class T, int D>
-DEVICE void load_values(const Shared<D>& shared, const Decode<T>& op, unsigned kv_head,
-                        unsigned keys, unsigned tile, uint4 (&words)[4][VALUE_CHUNKS<D>]) {
-    int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-        unsigned key = min(tile + 2 * c + n % 2 + 8 * (n / 2), keys - 1);
-        int64_t row = int64_t(shared.rows[key]) * op.kv_heads + kv_head;
-        const T* from = op.v_cache + row * D + 8 * g;
-#pragma unroll
-        for (int z = 0; z < VALUE_CHUNKS<D>; z++) {
-            bool real = 64 * z + 8 * g < D;
-            words[n][z] = real ? load_once(from + 64 * z) : make_uint4(0, 0, 0, 0);
-        }
-    }
-}
-
 DEVICE unsigned word_of(const uint4& words, int i) {
     return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }
@@ -211,18 +254,20 @@ DEVICE unsigned word_of(const uint4& words, int i) {
 // sum[z][i][n]: n / 2 picks dimension 64z + 8g + 2i or the next, n % 2 head 2c or the next.
 template <class T, int D>
 DEVICE void add_values(const Shared<D>& shared, unsigned tile,
-                       const uint4 (&words)[4][VALUE_CHUNKS<D>],
-                       float (&sum)[VALUE_CHUNKS<D>][4][4]) {
+                       const uint4* words, float (&sum)[VALUE_CHUNKS<D>][4][4]) {
     int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     const float* row = shared.weights + g * shared.stride + tile + 2 * c;
     const unsigned weights[2] = {pack<T>(row[0], row[1]), pack<T>(row[8], row[9])};
 #pragma unroll
     for (int z = 0; z < VALUE_CHUNKS<D>; z++) {
+        uint4 keys[4];
+#pragma unroll
+        for (int n = 0; n < 4; n++) keys[n] = words[32 * (n * VALUE_CHUNKS<D> + z)];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             unsigned x[4];
 #pragma unroll
-            for (int n = 0; n < 4; n++) x[n] = word_of(words[n][z], i);
+            for (int n = 0; n < 4; n++) x[n] = word_of(keys[n], i);
             const unsigned values[4] = {
                 __byte_perm(x[0], x[1], 0x5410), __byte_perm(x[0], x[1], 0x7632),
                 __byte_perm(x[2], x[3], 0x5410), __byte_perm(x[2], x[3], 0x7632)};
@@ -286,20 +331,21 @@ DEVICE void decode_item(const Shared<D>& shared, const Decode<T>& op, unsigned i
     list_keys(op.entries + op.table_starts[sequence], op.num_entries[sequence], item.entry, start,
               end, op.slots, shared.rows, shared.deltas, shared.bad, shared.bad + 1);
     __syncthreads();
-    score<T, D>(shared, op, kv_head, keys, position);
-
-    unsigned tile = threadIdx.x / 32 * TILE;
-    uint4 words[4][VALUE_CHUNKS<D>];
-    if (tile < keys) load_values<T, D>(shared, op, kv_head, keys, tile, words);
+    Tiles<T, D> tiles = {shared, op, kv_head, keys};
+#pragma unroll
+    for (unsigned number = 0; number < AHEAD<D>; number++) tiles.load(number);
+    score<T, D>(tiles, position);
     __syncthreads();
     weigh<T, D>(shared, (keys + TILE - 1) / TILE * TILE);
     __syncthreads();
     float sum[VALUE_CHUNKS<D>][4][4] = {};
-    while (tile < keys) {
-        add_values<T, D>(shared, tile, words, sum);
-        tile += WARPS * TILE;
-        if (tile < keys) load_values<T, D>(shared, op, kv_head, keys, tile, words);
+    unsigned count = tiles.count();
+    for (unsigned number = count; number < 2 * count; number++) {
+        await_copies<AHEAD<D> - 1>();
+        add_values<T, D>(shared, tiles.start(number - count), shared.own(number), sum);
+        tiles.load(number + AHEAD<D>);
     }
+    await_copies<0>();
     __syncthreads();
     write_partials<T, D>(shared, op, index, first_head, heads, sum);
     __syncthreads();

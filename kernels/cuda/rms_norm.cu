@@ -2,16 +2,8 @@
 // takes the pairs i, i + 256, ... in both passes, so that it reads back only what it wrote itself.
 #include "device.cuh"
 
-template <class T> DEVICE void store_pair(T* to, unsigned pair, float a, float b) {
-    reinterpret_cast<unsigned*>(to)[pair] = pack<T>(a, b);
-}
-DEVICE void store_pair(float* to, unsigned pair, float a, float b) {
-    to[2 * pair] = a;
-    to[2 * pair + 1] = b;
-}
-
-template <class Out>
-DEVICE void normalize(const float* x, const float* weight, Out* out, unsigned width, float eps,
+template <class T>
+DEVICE void normalize(const float* x, const float* weight, T* out, unsigned width, float eps,
                       float squares) {
     SHARED(scratch);
     float sum = block_sum(squares, reinterpret_cast<float*>(scratch));
@@ -19,12 +11,12 @@ DEVICE void normalize(const float* x, const float* weight, Out* out, unsigned wi
     for (unsigned pair = threadIdx.x; pair < width / 2; pair += blockDim.x) {
         float a = x[2 * pair] * scale * weight[2 * pair];
         float b = x[2 * pair + 1] * scale * weight[2 * pair + 1];
-        store_pair(out, pair, a, b);
+        reinterpret_cast<unsigned*>(out)[pair] = pack<T>(a, b);
     }
 }
 
-template <class Out>
-DEVICE void rms_norm(const float* x, const float* weight, Out* out, unsigned width, float eps) {
+template <class T>
+DEVICE void rms_norm(const float* x, const float* weight, T* out, unsigned width, float eps) {
     x += int64_t(blockIdx.x) * width;
     out += int64_t(blockIdx.x) * width;
     float squares = 0;
@@ -51,9 +43,6 @@ DEVICE void add_rms_norm(const T* x, float* residual, const float* weight, T* ou
     normalize(residual, weight, out + int64_t(blockIdx.x) * width, width, eps, squares);
 }
 
-KERNEL rms_norm_f32(const float* x, const float* weight, float* out, unsigned width, float eps) {
-    rms_norm(x, weight, out, width, eps);
-}
 KERNEL rms_norm_bf16(const float* x, const float* weight, Bf16* out, unsigned width, float eps) {
     rms_norm(x, weight, out, width, eps);
 }
@@ -69,5 +58,5 @@ KERNEL add_rms_norm_f16(const F16* x, float* residual, const float* weight, F16*
     add_rms_norm(x, residual, weight, out, width, eps);
 }
 
-KERNELS(rms_norm, ENTRY(rms_norm_f32), ENTRY(rms_norm_bf16), ENTRY(rms_norm_f16),
-        ENTRY(add_rms_norm_bf16), ENTRY(add_rms_norm_f16))
+KERNELS(rms_norm, ENTRY(rms_norm_bf16), ENTRY(rms_norm_f16), ENTRY(add_rms_norm_bf16),
+        ENTRY(add_rms_norm_f16))

@@ -83,6 +83,50 @@ impl AttentionShape {
     }
 }
 
+/// What both attention kernels read, and where the result goes.
+#[derive(Clone, Copy)]
+pub struct AttentionOperands<'a> {
+    /// (rows, num_heads * head_dim with `shape.q_stride`), normed but not rotated.
+    pub q: &'a Slice,
+    /// (slots, kv_heads, head_dim)
+    pub k_cache: &'a Slice,
+    pub v_cache: &'a Slice,
+    pub tables: &'a Tables,
+    /// u32 per row: how many keys of its view come before its own.
+    pub positions: &'a Slice,
+    pub rotary: &'a Rotary,
+    /// Room for parts of results.
+    pub partials: &'a Partials,
+    /// (rows, num_heads * head_dim), contiguous.
+    pub out: &'a Slice,
+    pub shape: AttentionShape,
+}
+
+impl AttentionOperands<'_> {
+    /// Refuses what there is no kernel for, and operands too short for rows before `rows`; else
+    /// the addresses of q, K, V and the positions, and the positions there are rotations for.
+    pub(super) fn check(&self, op: &'static str, rows: usize) -> Result<([u64; 4], u64), Error> {
+        let shape = &self.shape;
+        shape.check(op)?;
+        let max_position = self.rotary.check(op, shape.head_dim)?;
+        let cache = shape.slots * shape.kv_width();
+        let addresses = [
+            self.q.operand((op, "q"), shape.q_len(rows), Float::SIZE, 16)?,
+            self.k_cache.operand((op, "the K cache"), cache, Float::SIZE, 16)?,
+            self.v_cache.operand((op, "the V cache"), cache, Float::SIZE, 16)?,
+            self.positions.operand((op, "positions"), rows, 4, 4)?,
+        ];
+        Ok((addresses, max_position))
+    }
+
+    /// All that is read.
+    pub(super) fn read(&self) -> Vec<&Slice> {
+        let mut slices = vec![self.q, self.k_cache, self.v_cache, self.positions];
+        slices.extend(self.tables.slices());
+        slices
+    }
+}
+
 /// A number as an argument of a kernel.
 pub(super) fn word(x: f32) -> u64 {
     u64::from(x.to_bits())

@@ -268,10 +268,12 @@ unsafe impl Driver for Cuda {
             pinned.idle -= size;
             return Ok(address as *mut u8);
         }
+        drop(pinned); // to lock pages takes long, and others may have some to give back
         self.enter()?;
         let what = format!("allocating {class} bytes of page-locked memory");
         // SAFETY: the caller frees it. The system hands its pages out zeroed.
         let address = unsafe { result::malloc_host(class, 0) }.because(&what)?.cast::<u8>();
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
         pinned.sizes.insert(address as usize, class);
         Ok(address)
     }

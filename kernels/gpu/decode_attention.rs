@@ -7,7 +7,7 @@
 //! A row's bits depend on its query, its keys and the plan's split alone: neither on other rows
 //! nor on how keys lie in blocks.
 
-use super::{AttentionShape, Float, Gpu, Launch, Partials, Rotary, Slice, SplitPlan, Tables};
+use super::{AttentionOperands, Gpu, Launch, Slice, SplitPlan};
 use crate::error::Error;
 
 const OP: &str = "decode_attention";
@@ -16,24 +16,13 @@ const BLOCK: u32 = 256;
 /// Query heads a block takes, all of one KV head: the width of a matrix instruction.
 const HEADS: usize = 8;
 
-/// out (rows, num_heads * head_dim), contiguous = attention of q (rows, num_heads * head_dim with
-/// `shape.q_stride`), normed but not rotated, over the tables' keys.
+/// out = attention of q over the tables' keys.
 pub struct DecodeAttention<'a> {
-    pub q: &'a Slice,
-    /// (slots, kv_heads, head_dim)
-    pub k_cache: &'a Slice,
-    pub v_cache: &'a Slice,
-    pub tables: &'a Tables,
+    pub operands: AttentionOperands<'a>,
     /// u32 per row: which table is its own; `None`: row i has table i.
     pub row_sequence: Option<&'a Slice>,
-    /// u32 per row: how many keys of its view come before its own.
-    pub positions: &'a Slice,
-    pub rotary: &'a Rotary,
     /// Filled for these rows and this layer's window.
     pub plan: &'a SplitPlan,
-    pub partials: &'a Partials,
-    pub out: &'a Slice,
-    pub shape: AttentionShape,
     pub rows: usize,
     /// As given to the plan.
     pub max_keys: usize,
@@ -44,35 +33,33 @@ impl DecodeAttention<'_> {
     /// Shapes there is no kernel for, operands that are too short, more splits than there is room
     /// for. Table rows outside the cache are not read: they make their row NaN.
     pub fn launch(&self, gpu: &Gpu) -> Result<(), Error> {
-        let (shape, rows) = (&self.shape, self.rows);
-        shape.check(OP)?;
+        let AttentionOperands { tables, rotary, partials, out, shape, .. } = &self.operands;
+        let rows = self.rows;
+        let ([q, k, v, positions], max_position) = self.operands.check(OP, rows)?;
         let items = self.plan.check(OP, rows, self.max_keys)?;
-        self.partials.check(OP, items, shape)?;
-        let positions = self.rotary.check(OP, shape.head_dim)?;
-        let cache = shape.slots * shape.kv_width();
+        partials.check(OP, items, shape)?;
         let count = if self.row_sequence.is_some() { 0 } else { rows };
-        let [entries, starts, num_entries, num_keys] = self.tables.addresses(OP, count)?;
+        let [entries, starts, num_entries, num_keys] = tables.addresses(OP, count)?;
         let sequences = match self.row_sequence {
             Some(slice) => slice.operand((OP, "row_sequence"), rows, 4, 4)?,
             None => 0,
         };
         let groups = (shape.num_heads / shape.kv_heads).div_ceil(HEADS) * shape.kv_heads;
-        let ([plan_items, plan_starts], [stats, outs]) =
-            (self.plan.slices(), self.partials.slices());
-        let [cos, sin] = self.rotary.slices();
+        let ([plan_items, plan_starts], [stats, outs]) = (self.plan.slices(), partials.slices());
+        let [cos, sin] = rotary.slices();
         let args = [
-            self.q.operand((OP, "q"), shape.q_len(rows), Float::SIZE, 16)?,
-            self.k_cache.operand((OP, "the K cache"), cache, Float::SIZE, 16)?,
-            self.v_cache.operand((OP, "the V cache"), cache, Float::SIZE, 16)?,
+            q,
+            k,
+            v,
             entries,
             starts,
             num_entries,
             num_keys,
             sequences,
-            self.positions.operand((OP, "positions"), rows, 4, 4)?,
+            positions,
             cos.address(),
             sin.address(),
-            positions,
+            max_position,
             plan_items.address(),
             plan_starts.address(),
             stats.address(),
@@ -92,15 +79,13 @@ impl DecodeAttention<'_> {
         let shared = shared_bytes(shape.head_dim, self.plan.split() as usize);
         let grid = [blocks as u32, 1, 1];
         let launch = Launch { kernel: &kernel, grid, block: BLOCK, shared, args: &args };
-        let tables = self.tables.slices();
-        let sequence = self.row_sequence.unwrap_or(self.positions);
-        let mut slices = vec![self.q, self.k_cache, self.v_cache, sequence, self.positions];
-        slices.extend(tables);
+        let mut slices = self.operands.read();
+        slices.extend(self.row_sequence);
         slices.extend([&plan_items, &plan_starts, &stats, &outs, &cos, &sin]);
         // SAFETY: the kernel's arguments, as long as it reads and writes them; it checks rows of
         // the cache and positions against `slots` and the rotations.
         unsafe { gpu.launch(&launch, &slices)? };
-        self.partials.merge(gpu, (Some(&plan_starts), 0), self.out, rows, shape)
+        partials.merge(gpu, (Some(&plan_starts), 0), out, rows, shape)
     }
 }
 
@@ -111,6 +96,9 @@ fn shared_bytes(head_dim: usize, split: usize) -> u32 {
     let keys = split * 8;
     let weights = HEADS * (split + 8) * 4;
     let reduce = warps * HEADS * (head_dim + 1) * 4;
-    // The reduction over warps happens when weights are read no more.
-    (q + keys + weights.max(reduce) + HEADS * 8 + 16) as u32
+    let ahead = if head_dim > 128 { 1 } else { 2 };
+    let words = (2 * head_dim.div_ceil(32)).max(4 * head_dim.div_ceil(64));
+    let tiles = warps * ahead * words * 32 * 16;
+    // The reduction over warps happens when tiles are read no more.
+    (q + keys + weights + tiles.max(reduce) + HEADS * 8 + 16) as u32
 }

@@ -234,6 +234,10 @@ unsafe impl Driver for Emulated {
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8, Error> {
+        if bytes as u64 > self.total {
+            let what = format!("allocating {bytes} bytes of page-locked memory");
+            return Err(Error::device(what, "no more than a device has can be locked"));
+        }
         let mut memory = vec![0u128; bytes.div_ceil(16)];
         let address = memory.as_mut_ptr().cast::<u8>();
         self.state().pinned.insert(address as u64, memory);

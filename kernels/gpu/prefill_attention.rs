@@ -6,7 +6,7 @@
 //! which takes any rows.
 
 use super::attention::MAX_ROWS;
-use super::{AttentionShape, Float, Gpu, Launch, Partials, Rotary, Slice, Tables};
+use super::{AttentionOperands, Float, Gpu, Launch, Slice};
 use crate::error::Error;
 
 const OP: &str = "prefill_attention";
@@ -16,24 +16,13 @@ const KEYS: usize = 64;
 const MAX_PARTS: usize = 32;
 const BLOCK: u32 = 128;
 
-/// out (.., num_heads * head_dim), contiguous = attention of the sequences' rows of q.
+/// out = attention of the sequences' rows of q. With room in the partials more blocks can work,
+/// where there are few rows over many keys.
 pub struct PrefillAttention<'a> {
-    /// (.., num_heads * head_dim with `shape.q_stride`), normed but not rotated.
-    pub q: &'a Slice,
-    /// (slots, kv_heads, head_dim)
-    pub k_cache: &'a Slice,
-    pub v_cache: &'a Slice,
-    /// Of these sequences.
-    pub tables: &'a Tables,
+    /// The tables are those of these sequences, the rows are all there are.
+    pub operands: AttentionOperands<'a>,
     /// u32: sequence i has the rows `cu_seqlens_q[i]..cu_seqlens_q[i + 1]` of q, positions and out.
     pub cu_seqlens_q: &'a Slice,
-    /// u32 per row of q: how many keys of its view come before its own.
-    pub positions: &'a Slice,
-    pub rotary: &'a Rotary,
-    /// Room for parts of results; with few rows over many keys, more blocks can work.
-    pub partials: &'a Partials,
-    pub out: &'a Slice,
-    pub shape: AttentionShape,
     pub num_sequences: usize,
     /// The rows of all these sequences, `[first, first + count)`.
     pub rows: (usize, usize),
@@ -47,8 +36,10 @@ impl PrefillAttention<'_> {
     /// # Errors
     /// Shapes there is no kernel for, operands that are too short.
     pub fn launch(&self, gpu: &Gpu) -> Result<(), Error> {
-        let (shape, (first, count)) = (&self.shape, self.rows);
-        shape.check(OP)?;
+        let AttentionOperands { tables, rotary, partials, out, shape, .. } = &self.operands;
+        let (first, count) = self.rows;
+        let rows = first + count;
+        let ([q, k, v, positions], max_position) = self.operands.check(OP, rows)?;
         if count == 0 || self.num_sequences == 0 {
             return Ok(());
         }
@@ -56,32 +47,28 @@ impl PrefillAttention<'_> {
             let found = self.num_sequences;
             return Err(Error::value(OP, "the number of sequences", found, "at most 65535"));
         }
-        let rows = first + count;
-        let positions = self.rotary.check(OP, shape.head_dim)?;
-        let cache = shape.slots * shape.kv_width();
-        let [entries, starts, num_entries, num_keys] =
-            self.tables.addresses(OP, self.num_sequences)?;
+        let [entries, starts, num_entries, num_keys] = tables.addresses(OP, self.num_sequences)?;
         let width = shape.num_heads * shape.head_dim;
-        let tiles =
+        let row_tiles =
             (self.max_rows * (shape.num_heads / shape.kv_heads)).div_ceil(pairs(shape.head_dim));
-        let parts = self.parts(gpu, tiles);
+        let parts = self.parts(gpu, row_tiles);
         let part_keys = self.max_keys.div_ceil(parts).next_multiple_of(KEYS);
-        let [stats, outs] = self.partials.slices();
-        let [cos, sin] = self.rotary.slices();
+        let [stats, outs] = partials.slices();
+        let [cos, sin] = rotary.slices();
         let args = [
-            self.q.operand((OP, "q"), shape.q_len(rows), Float::SIZE, 16)?,
-            self.k_cache.operand((OP, "the K cache"), cache, Float::SIZE, 16)?,
-            self.v_cache.operand((OP, "the V cache"), cache, Float::SIZE, 16)?,
+            q,
+            k,
+            v,
             entries,
             starts,
             num_entries,
             num_keys,
             self.cu_seqlens_q.operand((OP, "cu_seqlens_q"), self.num_sequences + 1, 4, 4)?,
-            self.positions.operand((OP, "positions"), rows, 4, 4)?,
+            positions,
             cos.address(),
             sin.address(),
-            positions,
-            self.out.operand((OP, "out"), rows * width, Float::SIZE, 16)?,
+            max_position,
+            out.operand((OP, "out"), rows * width, Float::SIZE, 16)?,
             stats.address(),
             outs.address(),
             first as u64,
@@ -97,32 +84,32 @@ impl PrefillAttention<'_> {
             shape.cap(),
         ];
         let kernel = format!("prefill_attention_{}_{}", shape.float.suffix(), shape.head_dim);
-        let grid = [(tiles * parts) as u32, shape.kv_heads as u32, self.num_sequences as u32];
+        let grid = [(row_tiles * parts) as u32, shape.kv_heads as u32, self.num_sequences as u32];
         let shared = shared_bytes(shape.head_dim);
         let launch = Launch { kernel: &kernel, grid, block: BLOCK, shared, args: &args };
-        let mut slices = vec![self.q, self.k_cache, self.v_cache, self.cu_seqlens_q];
-        slices.extend(self.tables.slices());
-        slices.extend([self.positions, self.out, &stats, &outs, &cos, &sin]);
+        let mut slices = self.operands.read();
+        slices.extend([self.cu_seqlens_q, *out, &stats, &outs, &cos, &sin]);
         // SAFETY: the kernel's arguments, as long as it reads and writes them; it checks rows of
         // the cache and positions against `slots` and the rotations, and rows against `rows`.
         unsafe { gpu.launch(&launch, &slices)? };
         if parts == 1 {
             return Ok(());
         }
-        let out = self.out.at(first * width * Float::SIZE);
-        self.partials.merge(gpu, (None, parts as u32), &out, count, shape)
+        let out = out.at(first * width * Float::SIZE);
+        partials.merge(gpu, (None, parts as u32), &out, count, shape)
     }
 
     /// How many parts of the keys different blocks take: as many as fill the device twice, where
     /// tiles alone don't, and where there is room.
     fn parts(&self, gpu: &Gpu, tiles: usize) -> usize {
-        let blocks = (tiles * self.shape.kv_heads * self.num_sequences).max(1);
+        let AttentionOperands { partials, shape, .. } = &self.operands;
+        let blocks = (tiles * shape.kv_heads * self.num_sequences).max(1);
         let wanted = (2 * gpu.multiprocessors() as usize).div_ceil(blocks);
         let useful = self.max_keys.div_ceil(4 * KEYS);
-        let room = self.partials.items() / self.rows.1;
+        let room = partials.items() / self.rows.1;
         let parts = wanted.min(useful).min(room).clamp(1, MAX_PARTS);
-        let fits = self.rows.1 <= MAX_ROWS
-            && self.partials.check(OP, parts * self.rows.1, &self.shape).is_ok();
+        let fits =
+            self.rows.1 <= MAX_ROWS && partials.check(OP, parts * self.rows.1, shape).is_ok();
         if fits { parts } else { 1 }
     }
 }

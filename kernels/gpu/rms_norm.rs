@@ -12,8 +12,8 @@ pub struct RmsNorm<'a> {
     pub weight: &'a Slice,
     pub eps: f32,
     pub out: &'a Slice,
-    /// `None`: out is f32.
-    pub out_float: Option<Float>,
+    /// Of out.
+    pub float: Float,
     pub rows: usize,
     pub width: usize,
 }
@@ -35,18 +35,14 @@ impl RmsNorm<'_> {
         const OP: &str = "rms_norm";
         let count = self.rows * self.width;
         check_width(OP, self.width)?;
-        let (size, suffix) = match self.out_float {
-            Some(float) => (Float::SIZE, float.suffix()),
-            None => (4, "f32"),
-        };
         let args = [
             self.x.operand((OP, "x"), count, 4, 4)?,
             self.weight.operand((OP, "weight"), self.width, 4, 4)?,
-            self.out.operand((OP, "out"), count, size, 4)?,
+            self.out.operand((OP, "out"), count, Float::SIZE, 4)?,
             self.width as u64,
             word(self.eps),
         ];
-        let kernel = format!("rms_norm_{suffix}");
+        let kernel = format!("rms_norm_{}", self.float.suffix());
         let grid = [self.rows as u32, 1, 1];
         let launch = Launch { kernel: &kernel, grid, block: BLOCK, shared: 64, args: &args };
         // SAFETY: the kernel's arguments, each as long as it reads or writes.

@@ -10,11 +10,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use strand_engine::Device;
 use strand_kernels::gpu::{
-    AttentionShape, DecodeAttention, FilterView, Float, Gpu, PAGE_BYTES, Partials,
-    PrefillAttention, Product, RmsNorm, Rotary, SampleRow, SampleRows, Slice, SplitPlan, Tables,
-    Weight, page_bytes,
+    AttentionOperands, AttentionShape, DecodeAttention, FilterView, Float, Gpu, PAGE_BYTES,
+    Partials, PrefillAttention, Product, RmsNorm, Rotary, SampleRow, SampleRows, Slice, SplitPlan,
+    Tables, Weight, page_bytes,
 };
-use strand_kernels::{Error, PageEntry, RotaryTable};
+use strand_kernels::{BlockFormat, Error, PageEntry, RotaryTable, Threads};
 
 use super::middle;
 use crate::Outcome;
@@ -95,12 +95,13 @@ pub fn run(gpu: &Gpu, args: &KernelsArgs, only_json: bool) -> Result<Outcome> {
 
 type Measure = fn(&Clock) -> Result<Vec<Figures>>;
 
-fn cases() -> [(&'static str, Measure); 6] {
+fn cases() -> [(&'static str, Measure); 7] {
     [
         ("decode attention", decode_attention),
         ("prefill attention", prefill_attention),
         ("product of one row", product_of_one_row),
         ("deterministic product", deterministic_product),
+        ("quantized product", quantized_product),
         ("rms_norm", rms_norm),
         ("sample", sample),
     ]
@@ -156,7 +157,7 @@ impl Clock<'_> {
         y: &'a Slice,
         rows: usize,
     ) -> Product<'a> {
-        Product { x, weight, bias: None, y, y_float: Some(FLOAT), rows }
+        Product { x, weight, bias: None, y, y_float: Some(weight.float()), rows }
     }
 
     fn words(&self, words: impl Iterator<Item = u32>) -> Result<Slice> {
@@ -248,17 +249,19 @@ fn decode(clock: &Clock, batch: usize, keys: usize) -> Result<Figures> {
     let width = HEADS * HEAD_DIM;
     let (q, out) = (clock.narrow(batch * width)?, clock.narrow(batch * width)?);
     let attention = DecodeAttention {
-        q: &q,
-        k_cache: &scene.k_cache,
-        v_cache: &scene.v_cache,
-        tables: &scene.tables,
+        operands: AttentionOperands {
+            q: &q,
+            k_cache: &scene.k_cache,
+            v_cache: &scene.v_cache,
+            tables: &scene.tables,
+            positions: &positions,
+            rotary: &scene.rotary,
+            partials: &scene.partials,
+            out: &out,
+            shape: scene.shape,
+        },
         row_sequence: None,
-        positions: &positions,
-        rotary: &scene.rotary,
         plan: &plan,
-        partials: &scene.partials,
-        out: &out,
-        shape: scene.shape,
         rows: batch,
         max_keys: keys,
     };
@@ -283,16 +286,18 @@ fn prefill(clock: &Clock, rows: usize, keys: usize) -> Result<Figures> {
     let width = HEADS * HEAD_DIM;
     let (q, out) = (clock.narrow(rows * width)?, clock.narrow(rows * width)?);
     let attention = PrefillAttention {
-        q: &q,
-        k_cache: &scene.k_cache,
-        v_cache: &scene.v_cache,
-        tables: &scene.tables,
+        operands: AttentionOperands {
+            q: &q,
+            k_cache: &scene.k_cache,
+            v_cache: &scene.v_cache,
+            tables: &scene.tables,
+            positions: &positions,
+            rotary: &scene.rotary,
+            partials: &scene.partials,
+            out: &out,
+            shape: scene.shape,
+        },
         cu_seqlens_q: &clock.words([0, rows as u32].into_iter())?,
-        positions: &positions,
-        rotary: &scene.rotary,
-        partials: &scene.partials,
-        out: &out,
-        shape: scene.shape,
         num_sequences: 1,
         rows: (0, rows),
         max_rows: rows,
@@ -308,43 +313,62 @@ fn prefill(clock: &Clock, rows: usize, keys: usize) -> Result<Figures> {
 }
 
 fn product_of_one_row(clock: &Clock) -> Result<Vec<Figures>> {
-    let name = |rows, inputs, outputs| format!("product of {rows} rows, {inputs} to {outputs}");
-    products(clock, [1, 16], name, |product, gpu| product.fast(gpu))
+    let (outputs, inputs) = (2 * INNER / clock.divisor, HIDDEN / clock.divisor);
+    let weight = clock.weight(outputs, inputs)?;
+    let name = |rows| format!("product of {rows} rows, {inputs} to {outputs}");
+    let launch = |product: &Product| product.fast(clock.gpu);
+    [1, 16].map(|rows| product(clock, &weight, (rows, name(rows)), launch)).into_iter().collect()
 }
 
 fn deterministic_product(clock: &Clock) -> Result<Vec<Figures>> {
-    let name = |rows, _, _| format!("deterministic product of {rows} rows");
-    products(clock, [1, 4096 / clock.divisor], name, |product, gpu| product.deterministic(gpu))
+    let (outputs, inputs) = (2 * INNER / clock.divisor, HIDDEN / clock.divisor);
+    let weight = clock.weight(outputs, inputs)?;
+    let name = |rows| format!("deterministic product of {rows} rows");
+    let launch = |product: &Product| product.deterministic(clock.gpu);
+    let rows = [1, 16, 4096 / clock.divisor];
+    rows.map(|rows| product(clock, &weight, (rows, name(rows)), launch)).into_iter().collect()
 }
 
-/// For so many rows; `name` is told rows, inputs and outputs.
-fn products(
+fn quantized_product(clock: &Clock) -> Result<Vec<Figures>> {
+    // whole blocks, however small
+    let (outputs, inputs) = (2 * INNER / clock.divisor, (HIDDEN / clock.divisor).max(256));
+    let mut figures = Vec::new();
+    for (format, format_name) in [(BlockFormat::Q8_0, "Q8_0"), (BlockFormat::Q4K, "Q4_K")] {
+        let fill = |_, bytes: &mut [u8]| bytes.fill(0x11);
+        let by = (clock.gpu, &Threads::new(2));
+        let weight = Weight::blocks(by, &[(format, outputs)], inputs, fill)?;
+        for rows in [1, 16, 4096 / clock.divisor] {
+            let name = format!("{format_name} product of {rows} rows");
+            let launch = |product: &Product| product.fast(clock.gpu);
+            figures.push(product(clock, &weight, (rows, name), launch)?);
+        }
+    }
+    Ok(figures)
+}
+
+fn product(
     clock: &Clock,
-    rows: [usize; 2],
-    name: impl Fn(usize, usize, usize) -> String,
-    launch: impl Fn(&Product, &Gpu) -> Result<(), Error>,
-) -> Result<Vec<Figures>> {
-    let (outputs, inputs) = (2 * INNER / clock.divisor, HIDDEN / clock.divisor);
-    let figures = |rows: usize| {
-        let weight = clock.weight(outputs, inputs)?;
-        let (x, y) = (clock.narrow(rows * inputs)?, clock.narrow(rows * outputs)?);
-        let product = clock.product(&x, &weight, &y, rows);
-        Ok(Figures {
-            name: name(rows, inputs, outputs),
-            seconds: clock.median(|| launch(&product, clock.gpu))?,
-            bytes: (weight.bytes() + rows * (inputs + outputs) * Float::SIZE) as f64,
-            operations: 2.0 * (rows * inputs * outputs) as f64,
-        })
-    };
-    rows.into_iter().map(figures).collect()
+    weight: &Weight,
+    (rows, name): (usize, String),
+    launch: impl Fn(&Product) -> Result<(), Error>,
+) -> Result<Figures> {
+    let (outputs, inputs) = (weight.out_features(), weight.in_features());
+    let (x, y) = (clock.narrow(rows * inputs)?, clock.narrow(rows * outputs)?);
+    let product = clock.product(&x, weight, &y, rows);
+    Ok(Figures {
+        name,
+        seconds: clock.median(|| launch(&product))?,
+        bytes: (weight.bytes() + rows * (inputs + outputs) * Float::SIZE) as f64,
+        operations: 2.0 * (rows * inputs * outputs) as f64,
+    })
 }
 
 fn rms_norm(clock: &Clock) -> Result<Vec<Figures>> {
     let (gpu, rows) = (clock.gpu, 8192 / clock.divisor);
     let x = gpu.zeros(rows * HIDDEN * 4)?.all();
     let (weight, out) = (gpu.zeros(HIDDEN * 4)?.all(), clock.narrow(rows * HIDDEN)?);
-    let (eps, out_float, width) = (1e-6, Some(FLOAT), HIDDEN);
-    let norm = RmsNorm { x: &x, weight: &weight, eps, out: &out, out_float, rows, width };
+    let (eps, float, width) = (1e-6, FLOAT, HIDDEN);
+    let norm = RmsNorm { x: &x, weight: &weight, eps, out: &out, float, rows, width };
     Ok(vec![Figures {
         name: format!("rms_norm of {rows} rows"),
         seconds: clock.median(|| norm.launch(gpu))?,

@@ -137,7 +137,7 @@ fn int8_keys_are_near_and_rotated_where_they_were() {
             }
             let mut raw = vec![0; rows.bytes()];
             narrow(dtype, &rotated, &mut raw);
-            let coding = Coding { rotary: Some(table.clone()), threads: 1 };
+            let coding = Coding { rotary: Some(table.clone()), threads: 1, gpu: None };
             let (encoding, length, back) = there_and_back(Codec::Int8, 0, &raw, &rows, &coding);
             assert_eq!((encoding, length), (Encoding::Int8K, width * 150 + 3 * 2 * width));
             let (expected, found) = (floats(dtype, &raw), floats(dtype, &back));
@@ -219,7 +219,7 @@ fn int8_refuses_what_it_cannot_hold() {
     assert!(refusal(&Coding::default(), &rows).contains("needs the rotation"));
     let far = Rows { first_position: 4095, ..rows };
     assert_eq!(refusal(&coding(1), &far), "int8 needs 4097 positions, the rotation has 4096");
-    let wide = Coding { rotary: Some(rotation(16, 1.0)), threads: 1 };
+    let wide = Coding { rotary: Some(rotation(16, 1.0)), threads: 1, gpu: None };
     assert_eq!(refusal(&wide, &rows), "the rotation is 16 wide, heads are 8");
 }
 

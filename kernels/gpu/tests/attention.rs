@@ -220,17 +220,19 @@ impl<'a> Placed<'a> {
         .unwrap();
         let out = gpu.alloc(count * self.case.heads * self.case.dim * 2).unwrap();
         DecodeAttention {
-            q: &self.q.at(start * self.q_stride * 2),
-            k_cache: &self.k.all(),
-            v_cache: &self.v.all(),
-            tables: &self.tables,
+            operands: AttentionOperands {
+                q: &self.q.at(start * self.q_stride * 2),
+                k_cache: &self.k.all(),
+                v_cache: &self.v.all(),
+                tables: &self.tables,
+                positions: &positions,
+                rotary: &self.rotary,
+                partials: &partials,
+                out: &out.all(),
+                shape: self.shape(),
+            },
             row_sequence: Some(&sequences),
-            positions: &positions,
-            rotary: &self.rotary,
             plan: &plan,
-            partials: &partials,
-            out: &out.all(),
-            shape: self.shape(),
             rows: count,
             max_keys,
         }
@@ -246,16 +248,18 @@ impl<'a> Placed<'a> {
         let first = cu[start] as usize;
         let out = gpu.alloc(self.case.rows() * self.case.heads * self.case.dim * 2).unwrap();
         PrefillAttention {
-            q: &self.q.all(),
-            k_cache: &self.k.all(),
-            v_cache: &self.v.all(),
-            tables: &self.tables.at(start),
+            operands: AttentionOperands {
+                q: &self.q.all(),
+                k_cache: &self.k.all(),
+                v_cache: &self.v.all(),
+                tables: &self.tables.at(start),
+                positions: &self.positions.all(),
+                rotary: &self.rotary,
+                partials: &Partials::new(gpu, room, self.case.heads, self.case.dim).unwrap(),
+                out: &out.all(),
+                shape: self.shape(),
+            },
             cu_seqlens_q: &self.cu_seqlens_q.at(4 * start),
-            positions: &self.positions.all(),
-            rotary: &self.rotary,
-            partials: &Partials::new(gpu, room, self.case.heads, self.case.dim).unwrap(),
-            out: &out.all(),
-            shape: self.shape(),
             num_sequences: count,
             rows: (first, cu[start + count] as usize - first),
             max_rows: lengths.max().unwrap() as usize,
@@ -506,17 +510,19 @@ fn what_lies_outside_the_limits_is_refused() {
     let out = gpu.alloc(4 * 16 * 2).unwrap();
     let refusal = |shape: AttentionShape, rows, max_keys| {
         let op = DecodeAttention {
-            q: &placed.q.all(),
-            k_cache: &placed.k.all(),
-            v_cache: &placed.v.all(),
-            tables: &placed.tables,
+            operands: AttentionOperands {
+                q: &placed.q.all(),
+                k_cache: &placed.k.all(),
+                v_cache: &placed.v.all(),
+                tables: &placed.tables,
+                positions: &placed.positions.all(),
+                rotary: &placed.rotary,
+                partials: &partials,
+                out: &out.all(),
+                shape,
+            },
             row_sequence: None,
-            positions: &placed.positions.all(),
-            rotary: &placed.rotary,
             plan: &plan,
-            partials: &partials,
-            out: &out.all(),
-            shape,
             rows,
             max_keys,
         };

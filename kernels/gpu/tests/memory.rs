@@ -1,7 +1,7 @@
 //! Memory, streams, events and graphs.
 
 use super::*;
-use crate::gpu::GatherRows;
+use crate::gpu::{GatherRows, HostBytes};
 
 #[test]
 fn memory_is_counted_and_comes_back() {
@@ -102,4 +102,22 @@ fn a_recording_that_fails_leaves_the_device_usable() {
     assert!(refused.is_err());
     assert_eq!(bytes(&gpu, &gpu.uploaded(&[5]).unwrap()), [5]);
     assert!(gpu.copies().capture(|| Ok(())).is_err());
+}
+
+#[test]
+fn rows_for_the_host_go_to_plain_memory_where_no_more_can_be_locked() {
+    let gpu = Gpu::emulated(100);
+    let device = gpu.uploaded(&[7; 80]).unwrap();
+    for (len, is_pinned) in [(60, true), (101, false)] {
+        let mut host = HostBytes::new(Some(&gpu), len);
+        assert_eq!((host.len(), host.pinned().is_some()), (len, is_pinned));
+        host.fill(1);
+        host.download(&gpu.copies(), &device.all().first(20), 40).unwrap();
+        assert_eq!((host[39], host[40], host[59]), (1, 7, 7));
+        host.upload(&gpu.copies(), (30, 20), &device.all()).unwrap();
+        gpu.copies().synchronize().unwrap();
+        assert_eq!(bytes(&gpu, &device)[9..12], [1, 7, 7]);
+        gpu.upload(&[7; 80], &device.all()).unwrap();
+    }
+    assert!(HostBytes::new(None, 10).pinned().is_none());
 }
