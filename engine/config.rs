@@ -213,15 +213,7 @@ impl EnginePlan {
         if pool_bytes > budget.free {
             return Err(Error::PoolBeyondMemory { pool_bytes, free: budget.free });
         }
-        let host_memory = asked.host_memory.unwrap_or_else(|| {
-            let pool = if machine.gpu.is_some() { 0 } else { pool_bytes };
-            let left = machine.free_memory.saturating_sub(pool);
-            (left as f64 * HOST_SHARE) as u64
-        });
-        if host_memory > machine.free_memory {
-            let (asked, free) = (host_memory, machine.free_memory);
-            return Err(Error::HostBeyondMemory { asked, free });
-        }
+        let host_memory = host_memory(asked, machine, pool_bytes)?;
         // a KV row's number has 32 bits
         let addressable = u32::MAX as usize / asked.block_size;
         let num_blocks = usize::try_from(pool_bytes / block_bytes).unwrap_or(usize::MAX);
@@ -261,6 +253,17 @@ impl EnginePlan {
             attention_scale: attention_scale(model),
         })
     }
+}
+
+/// Bytes of KV kept beside a pool of so many.
+fn host_memory(asked: &EngineConfig, machine: &Machine, pool_bytes: u64) -> Result<u64, Error> {
+    let bytes = asked.host_memory.unwrap_or_else(|| {
+        let pool = if machine.gpu.is_some() { 0 } else { pool_bytes };
+        let left = machine.free_memory.saturating_sub(pool);
+        (left as f64 * HOST_SHARE) as u64
+    });
+    let free = machine.free_memory;
+    if bytes > free { Err(Error::HostBeyondMemory { asked: bytes, free }) } else { Ok(bytes) }
 }
 
 /// The types weights compute in and KV is stored in. A GPU has no products of f32.

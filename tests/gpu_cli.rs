@@ -82,7 +82,7 @@ fn gpu_that_is_not_there_is_refused_by_name_and_auto_says_that_it_takes_the_cpu(
         return;
     }
     let generate = ["generate", "-p", "x", "--max-tokens", "1"];
-    let bench = ["bench", "throughput", "--num-seqs", "1", "--max-output-len", "2"];
+    let bench = ["bench", "throughput", "--num-seqs", "1"];
     for command in [&generate[..], &["chat"], &["serve", "--addr", "127.0.0.1:0"], &bench] {
         let there = piped(&on("cuda", command), "");
         there.refused(1, "opening CUDA device 0");
