@@ -35,8 +35,9 @@ impl DecodeAttention<'_> {
     pub fn launch(&self, gpu: &Gpu) -> Result<(), Error> {
         let AttentionOperands { tables, rotary, partials, out, shape, .. } = &self.operands;
         let rows = self.rows;
-        let ([q, k, v, positions], max_position) = self.operands.check(OP, rows)?;
+        shape.check(OP)?;
         let items = self.plan.check(OP, rows, self.max_keys)?;
+        let ([q, k, v, positions], max_position) = self.operands.check(OP, rows)?;
         partials.check(OP, items, shape)?;
         let count = if self.row_sequence.is_some() { 0 } else { rows };
         let [entries, starts, num_entries, num_keys] = tables.addresses(OP, count)?;
