@@ -20,6 +20,7 @@ use strand_engine::{
 use strand_models::{ModelFiles, ModelSource};
 
 use crate::binary::scratch;
+use crate::http::until;
 use crate::random::Random;
 
 /// What histories are computed on, and with which network.
@@ -49,9 +50,20 @@ struct Stepped {
     files: Option<IoFiles>,
 }
 
+/// A store that may have been left just now: a process that another test starts holds its lock,
+/// too, until it has become its program.
+fn opened(folder: &Path) -> Store {
+    let mut store = None;
+    until(|| {
+        store = Store::open(folder).ok();
+        store.is_some()
+    });
+    store.expect("it was opened")
+}
+
 impl Stepped {
     fn start(place: Place, config: EngineConfig, folder: Option<&Path>) -> Self {
-        let store = folder.map(|folder| Store::open(folder).expect("the folder can be written"));
+        let store = folder.map(opened);
         let config = EngineConfig { device: place.device, deterministic: true, ..config };
         let model = (place.model)();
         let loaded = strand_engine::load(model, &config, store, &mut |_, _| {}).expect("it fits");
