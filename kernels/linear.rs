@@ -230,14 +230,8 @@ impl Linear {
         let row_parts = x.count.div_ceil(chunk);
         // Enough parts that threads end together, few enough that claiming them costs nothing.
         let column_parts = columns.min((self.threads.count() * 8).div_ceil(row_parts).max(1));
-        let job = Product {
-            x: &packed,
-            tiles,
-            y: Disjoint::new(&mut y),
-            bias,
-            size: (x.count, inputs, outputs),
-            block,
-        };
+        let output = Output { y: Disjoint::new(&mut y), bias, features: outputs };
+        let job = Product { x: &packed, tiles, inputs, output, block };
         self.threads.run(row_parts * column_parts, |part| {
             let (row_part, column_part) = (part / column_parts, part % column_parts);
             self.threads.isa().run(Part {
@@ -277,11 +271,36 @@ impl Linear {
 struct Product<'a, E> {
     x: &'a [f32],
     tiles: &'a [Columns<E>],
-    y: Disjoint<'a, f32>,
-    bias: Option<&'a [f32]>,
-    /// (rows, in_features, out_features)
-    size: (usize, usize, usize),
+    inputs: usize,
+    output: Output<'a>,
     block: usize,
+}
+
+/// Where products go: (rows, features).
+pub(crate) struct Output<'a> {
+    pub y: Disjoint<'a, f32>,
+    pub bias: Option<&'a [f32]>,
+    pub features: usize,
+}
+
+impl Output<'_> {
+    /// Stores the first of the sums, as many as there are columns, with the bias added.
+    #[inline(always)]
+    pub fn put<S: Simd>(&self, s: S, row: usize, columns: Range<usize>, sums: S::V) {
+        let mut values = [0f32; LANES];
+        s.store(sums, &mut values);
+        let values = &mut values[..columns.len()];
+        if let Some(bias) = self.bias {
+            for (value, bias) in values.iter_mut().zip(&bias[columns.clone()]) {
+                *value += bias;
+            }
+        }
+        let start = row * self.features + columns.start;
+        // SAFETY: these are elements of one row and one tile; the parts of a run split rows and
+        // tiles between them without overlap, and a part stores one segment at a time.
+        let out = unsafe { self.y.slice(start..start + values.len()) };
+        out.copy_from_slice(values);
+    }
 }
 
 /// What one thread computes at a time: some tiles for some rows (a multiple of the block).
@@ -296,7 +315,7 @@ impl<E: Element> Kernel for Part<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let inputs = self.job.size.1;
+        let inputs = self.job.inputs;
         for column in self.columns {
             let tile = &self.job.tiles[column * inputs..(column + 1) * inputs];
             for row in self.rows.clone().step_by(self.job.block) {
@@ -391,26 +410,13 @@ impl<E: Element> Product<'_, E> {
         }
     }
 
-    /// Adds the bias and stores the sums that stand for real output features.
+    /// Stores what stands for real output features.
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, row: usize, column: usize, sums: S::V) {
-        let outputs = self.size.2;
-        let count = LANES.min(outputs.saturating_sub(column));
-        if count == 0 {
-            return;
+        let end = self.output.features.min(column + LANES);
+        if column < end {
+            self.output.put(s, row, column..end, sums);
         }
-        let mut values = [0f32; LANES];
-        s.store(sums, &mut values);
-        if let Some(bias) = self.bias {
-            for (value, bias) in values.iter_mut().zip(&bias[column..column + count]) {
-                *value += bias;
-            }
-        }
-        let start = row * outputs + column;
-        // SAFETY: these are elements of one row and one tile; the parts of a run split rows and
-        // tiles between them without overlap, and a part stores one segment at a time.
-        let out = unsafe { self.y.slice(start..start + count) };
-        out.copy_from_slice(&values[..count]);
     }
 }
 

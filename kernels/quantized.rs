@@ -41,7 +41,7 @@ impl BlockFormat {
     ];
 
     /// Inputs of a block.
-    pub fn block_len(self) -> usize {
+    pub const fn block_len(self) -> usize {
         match self {
             Self::Q4K | Self::Q5K | Self::Q6K => 256,
             _ => GROUP,
@@ -49,7 +49,7 @@ impl BlockFormat {
     }
 
     /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         match self {
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
@@ -79,7 +79,7 @@ impl BlockFormat {
     }
 
     /// Bits of a code.
-    pub(crate) fn bits(self) -> usize {
+    pub(crate) const fn bits(self) -> usize {
         match self {
             Self::Q4_0 | Self::Q4_1 | Self::Q4K => 4,
             Self::Q5_0 | Self::Q5_1 | Self::Q5K => 5,
@@ -89,7 +89,7 @@ impl BlockFormat {
     }
 
     /// What is subtracted from every code.
-    pub(crate) fn center(self) -> i32 {
+    pub(crate) const fn center(self) -> i32 {
         match self {
             Self::Q4_0 => 8,
             Self::Q5_0 => 16,
@@ -100,12 +100,12 @@ impl BlockFormat {
     }
 
     /// Whether a weight has an offset, and no center.
-    pub(crate) fn has_offset(self) -> bool {
+    pub(crate) const fn has_offset(self) -> bool {
         matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K)
     }
 
     /// Whether a block's scale is multiplied by small integers, one for each part of it.
-    pub(crate) fn has_factors(self) -> bool {
+    pub(crate) const fn has_factors(self) -> bool {
         self.block_len() > GROUP
     }
 
@@ -129,8 +129,8 @@ impl BlockFormat {
     }
 
     /// Inputs that share a scale.
-    pub(crate) fn scale_len(self) -> usize {
-        if self == Self::Q6K { 16 } else { GROUP }
+    pub(crate) const fn scale_len(self) -> usize {
+        if matches!(self, Self::Q6K) { 16 } else { GROUP }
     }
 }
 

@@ -47,6 +47,8 @@ pub(crate) trait Simd: Copy {
     fn power_halves(self, t: Self::V) -> (Self::V, Self::V);
     /// The sum of the lanes: i with i + 8, then + 4, + 2, + 1.
     fn reduce(self, v: Self::V) -> f32;
+    /// The largest lane; any number where a lane is NaN.
+    fn reduce_max(self, v: Self::V) -> f32;
     /// [`Simd::reduce`] of sixteen vectors.
     #[inline(always)]
     fn reduce_all(self, v: [Self::V; LANES]) -> [f32; LANES] {
@@ -131,5 +133,9 @@ impl Simd for Portable {
     #[inline(always)]
     fn reduce(self, v: Self::V) -> f32 {
         crate::math::reduce(v)
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: Self::V) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 }

@@ -14,10 +14,10 @@
 
 use std::ops::Range;
 
-use super::panels::{Line, Panels, QUAD, QUADS};
+use super::panels::{Line, Panels, QUADS};
 use super::{BlockFormat, GROUP};
 use crate::isa::{IntKernel, Kernel};
-use crate::linear::TILE;
+use crate::linear::{Output, TILE};
 use crate::simd::{IntSimd, LANES, ROUNDING, Simd};
 use crate::threads::{Disjoint, Threads};
 use crate::view::Rows;
@@ -44,9 +44,10 @@ pub(crate) fn product(
         return y;
     }
     let x = IntRows::new(x, threads);
-    let y_parts = Disjoint::new(&mut y);
+    let output = Output { y: Disjoint::new(&mut y), bias, features: outputs };
     for panels in panels {
-        let job = Job { x: &x, panels, y: &y_parts, bias, outputs };
+        let starts = x.starts(panels.format);
+        let job = Job { x: &x, starts: &starts, panels, output: &output };
         job.run(threads);
     }
     y
@@ -63,6 +64,8 @@ struct IntRows {
     scales: Vec<f32>,
     /// Sums of the integers of each half of a group: [block][group][row]
     sums: Vec<[i32; 2]>,
+    /// What a weight's offset counts for: scale * sum, [block][group][row]
+    worths: Vec<f32>,
 }
 
 impl IntRows {
@@ -76,10 +79,12 @@ impl IntRows {
             quads: vec![0; x.count * groups * QUADS],
             scales: vec![0.0; x.count * groups],
             sums: vec![[0; 2]; x.count * groups],
+            worths: vec![0.0; x.count * groups],
         };
         let quads = Disjoint::new(&mut rows.quads);
         let scales = Disjoint::new(&mut rows.scales);
         let sums = Disjoint::new(&mut rows.sums);
+        let worths = Disjoint::new(&mut rows.worths);
         threads.run(x.count.div_ceil(block), |index| {
             let range = index * block..x.count.min((index + 1) * block);
             let part = |of: usize| range.start * of..range.end * of;
@@ -89,9 +94,23 @@ impl IntRows {
             let scales = unsafe { scales.slice(part(groups)) };
             // SAFETY: as above.
             let sums = unsafe { sums.slice(part(groups)) };
-            threads.isa().run(Quantize { x, rows: range.clone(), quads, scales, sums });
+            // SAFETY: as above.
+            let worths = unsafe { worths.slice(part(groups)) };
+            let rows = range.clone();
+            threads.isa().run(Quantize { x, rows, quads, scales, sums, worths });
         });
         rows
+    }
+
+    /// What the integer sums of each stretch of equal scale begin with, so that codes need not be
+    /// centered: as `sums`; where a group is one stretch, the first of two.
+    fn starts(&self, format: BlockFormat) -> Vec<[i32; 2]> {
+        let start = |n: i32| -format.center() * n;
+        let of = |&[a, b]: &[i32; 2]| match format.scale_len() {
+            GROUP => [start(a + b), 0],
+            _ => [start(a), start(b)],
+        };
+        self.sums.iter().map(of).collect()
     }
 }
 
@@ -102,6 +121,7 @@ struct Quantize<'a> {
     quads: &'a mut [i32],
     scales: &'a mut [f32],
     sums: &'a mut [[i32; 2]],
+    worths: &'a mut [f32],
 }
 
 impl Kernel for Quantize<'_> {
@@ -112,12 +132,11 @@ impl Kernel for Quantize<'_> {
         let count = self.rows.len();
         for (r, row) in self.rows.enumerate() {
             for (group, x) in self.x.row(row).as_chunks::<GROUP>().0.iter().enumerate() {
-                let (bytes, scale) = quantize(s, x);
+                let (bytes, scale, sums) = quantize(s, x);
                 let at = group * count + r;
                 self.scales[at] = scale;
-                let (first, second) = bytes.split_at(GROUP / 2);
-                self.sums[at] =
-                    [first, second].map(|half| half.iter().map(|&n| i32::from(n)).sum());
+                self.sums[at] = sums;
+                self.worths[at] = scale * (sums[0] + sums[1]) as f32;
                 for (quad, four) in bytes.as_chunks::<4>().0.iter().enumerate() {
                     let four = four.map(i8::cast_unsigned);
                     self.quads[(group * QUADS + quad) * count + r] = i32::from_le_bytes(four);
@@ -127,43 +146,43 @@ impl Kernel for Quantize<'_> {
     }
 }
 
-/// A group's integers and their scale; a scale of NaN where a number is not finite.
+/// A group's integers, their scale (NaN where a number is not finite), the sums of their halves.
 #[inline(always)]
-fn quantize<S: Simd>(s: S, x: &[f32; GROUP]) -> ([i8; GROUP], f32) {
+fn quantize<S: Simd>(s: S, x: &[f32; GROUP]) -> ([i8; GROUP], f32, [i32; 2]) {
     let halves: [&[f32; LANES]; 2] = [
         x.first_chunk().expect("sixteen of thirty-two"),
         x.last_chunk().expect("sixteen of thirty-two"),
     ];
     let [a, b] = halves.map(|half| s.load(half));
-    let zero = s.splat(0.0);
-    let size = |v| s.max(v, s.sub(zero, v));
-    let mut lanes = [0f32; LANES];
-    s.store(s.max(size(a), size(b)), &mut lanes);
-    let largest = lanes.iter().fold(0f32, |most, &lane| if lane > most { lane } else { most });
-    // zero, or NaN from an infinity or a NaN
-    s.store(s.mul(s.add(s.mul(a, zero), s.mul(b, zero)), zero), &mut lanes);
-    let poison: f32 = lanes.iter().sum();
+    let size = |v| s.max(v, s.sub(s.splat(0.0), v));
+    let largest = s.reduce_max(s.max(size(a), size(b)));
     let inverse = if largest >= SMALLEST { 127.0 / largest } else { 0.0 };
-    let scale = if largest >= SMALLEST { largest / 127.0 } else { 0.0 } + poison;
     let mut bytes = [0i8; GROUP];
-    for (half, bytes) in [a, b].into_iter().zip(bytes.as_chunks_mut::<LANES>().0) {
+    let mut sums = [0f32; 2];
+    let halves = [a, b].into_iter().zip(bytes.as_chunks_mut::<LANES>().0);
+    for ((half, bytes), sum) in halves.zip(&mut sums) {
         let rounded = s.mul_add(half, s.splat(inverse), s.splat(ROUNDING));
+        let mut lanes = [0f32; LANES];
         s.store(rounded, &mut lanes);
         for (byte, lane) in bytes.iter_mut().zip(&lanes) {
             // the integer lies in the low bits
             *byte = lane.to_bits() as i8;
         }
+        // exact, being of small integers; NaN from an infinity or a NaN
+        *sum = s.reduce(s.sub(rounded, s.splat(ROUNDING)));
     }
-    (bytes, scale)
+    let scale = if largest >= SMALLEST { largest / 127.0 } else { 0.0 };
+    let poison = (sums[0] + sums[1]) * 0.0;
+    (bytes, scale + poison, sums.map(|sum| sum as i32))
 }
 
 #[derive(Clone, Copy)]
 struct Job<'a> {
     x: &'a IntRows,
+    /// [`IntRows::starts`]
+    starts: &'a [[i32; 2]],
     panels: &'a Panels,
-    y: &'a Disjoint<'a, f32>,
-    bias: Option<&'a [f32]>,
-    outputs: usize,
+    output: &'a Output<'a>,
 }
 
 /// What one thread computes at a time: some tiles for some rows (a multiple of the block).
@@ -193,40 +212,126 @@ impl Job<'_> {
 impl IntKernel for Part<'_> {
     #[inline(always)]
     fn run<S: IntSimd>(self, s: S) {
-        match self.job.panels.format.bits() {
-            4 => self.tiles::<S, 4>(s),
-            5 => self.tiles::<S, 5>(s),
-            6 => self.tiles::<S, 6>(s),
-            _ => self.tiles::<S, 8>(s),
+        // Compiled for each format: what depends on it is not asked again for every group.
+        macro_rules! by_format {
+            ($($format:literal)*) => {
+                match self.job.panels.format as usize {
+                    $($format => self.tiles::<S, $format>(s),)*
+                    format => unreachable!("format {format}"),
+                }
+            };
         }
+        by_format!(0 1 2 3 4 5 6 7)
     }
 }
 
 impl Part<'_> {
     #[inline(always)]
-    fn tiles<S: IntSimd, const BITS: usize>(self, s: S) {
-        for tile in self.tiles {
-            for row in self.rows.clone().step_by(self.job.x.block) {
-                let rows = (self.rows.end - row).min(self.job.x.block);
-                self.job.block_of_rows::<S, BITS>(s, (row, rows, tile));
+    fn tiles<S: IntSimd, const F: usize>(self, s: S) {
+        let block = self.job.x.block;
+        let lines = self.job.x.inputs / GROUP * 2;
+        let unpacks = Format::<F>::IS_SCATTERED && self.rows.len() >= 2 * block;
+        let mut unpacked = vec![Line([0; 64]); if unpacks { lines * QUADS } else { 0 }];
+        for tile in self.tiles.clone() {
+            let packed = &self.job.panels.codes[tile * lines * Codes::<F, false>::LINES..];
+            if unpacks {
+                unpack::<S, F>(s, packed, &mut unpacked);
             }
+            for row in self.rows.clone().step_by(block) {
+                let rows = (self.rows.end - row).min(block);
+                let at = At { row, tile, ahead: self.ahead(row, Codes::<F, false>::LINES) };
+                if unpacks && rows == block {
+                    self.job.whole_block::<S, F>(s, &unpacked, at);
+                } else {
+                    self.job.block_of_rows::<S, F>(s, packed, rows, at);
+                }
+            }
+        }
+    }
+
+    /// Only the first rows wait for a tile; so that they need not, all rows ask for the next one,
+    /// each for its share.
+    #[inline(always)]
+    fn ahead(&self, row: usize, lines: usize) -> Ahead {
+        let block = self.job.x.block;
+        let (index, blocks) = ((row - self.rows.start) / block, self.rows.len().div_ceil(block));
+        match blocks {
+            1 => Ahead::SameTile,
+            _ => Ahead::NextTile(2 * lines * index / blocks, 2 * lines * (index + 1) / blocks),
         }
     }
 }
 
+/// Codes of a tile as those of eight bits lie: many rows need not take them apart again.
+#[inline(always)]
+fn unpack<S: IntSimd, const F: usize>(s: S, packed: &[Line], unpacked: &mut [Line]) {
+    let halves = packed.chunks_exact(Codes::<F, false>::LINES);
+    for (lines, out) in halves.zip(unpacked.as_chunks_mut::<QUADS>().0) {
+        for (quad, out) in out.iter_mut().enumerate() {
+            s.store_bytes(codes_of::<S, F>(s, lines, quad), &mut out.0);
+        }
+    }
+}
+
+/// What a block of rows is multiplied with.
+#[derive(Clone, Copy)]
+struct At {
+    row: usize,
+    tile: usize,
+    ahead: Ahead,
+}
+
+/// Which weights are asked for ahead of their use, across page borders, where the processor's own
+/// prefetching stops.
+#[derive(Clone, Copy)]
+enum Ahead {
+    SameTile,
+    /// Of each group's lines those from here to there.
+    NextTile(usize, usize),
+}
+
+/// A format as a type, by its place in [`BlockFormat::ALL`].
+struct Format<const F: usize>;
+
+impl<const F: usize> Format<F> {
+    const FORMAT: BlockFormat = BlockFormat::ALL[F];
+    /// Stretches of equal scale in a group.
+    const PARTS: usize = GROUP / Self::FORMAT.scale_len();
+    /// Whether a code's bits lie in two lines.
+    const IS_SCATTERED: bool = matches!(Self::FORMAT.bits(), 5 | 6);
+}
+
+/// How codes of a format lie.
+struct Codes<const F: usize, const UNPACKED: bool>;
+
+impl<const F: usize, const UNPACKED: bool> Codes<F, UNPACKED> {
+    /// Lines of a group and half.
+    const LINES: usize = if UNPACKED { QUADS } else { BlockFormat::ALL[F].bits() };
+}
+
 impl Job<'_> {
-    /// One tile for `rows` rows from `row` on.
+    /// A tile, unpacked, for as many rows as a block has.
     #[inline(always)]
-    fn block_of_rows<S: IntSimd, const BITS: usize>(
-        self,
-        s: S,
-        (row, rows, tile): (usize, usize, usize),
-    ) {
+    fn whole_block<S: IntSimd, const F: usize>(self, s: S, codes: &[Line], at: At) {
+        if S::Float::WIDE {
+            Sums::<F, true, WIDE_ROWS, 2> { job: self, codes, at, first: 0 }.run(s);
+        } else {
+            Sums::<F, true, NARROW_ROWS, 1> { job: self, codes, at, first: 0 }.run(s);
+            Sums::<F, true, NARROW_ROWS, 1> { job: self, codes, at, first: 1 }.run(s);
+        }
+    }
+
+    /// A tile for `rows` rows.
+    #[inline(always)]
+    fn block_of_rows<S: IntSimd, const F: usize>(self, s: S, codes: &[Line], rows: usize, at: At) {
         // A constant condition, so that only the half in use is compiled.
         macro_rules! by_rows {
             ($halves:literal, $first:expr, $($n:literal)*) => {
                 match rows {
-                    $($n => self.sums::<S, BITS, $n, $halves>(s, (row, tile, $first)),)*
+                    $($n => {
+                        let job = self;
+                        Sums::<F, false, $n, $halves> { job, codes, at, first: $first }.run(s);
+                    })*
                     _ => unreachable!("a block of {rows} rows"),
                 }
             };
@@ -238,75 +343,115 @@ impl Job<'_> {
             by_rows!(1, 1, 1 2);
         }
     }
+}
 
-    /// `H` halves of a tile, from the one named on, for `R` rows.
+/// `H` halves of a tile, from the one named on, for `R` rows.
+struct Sums<'a, const F: usize, const UNPACKED: bool, const R: usize, const H: usize> {
+    job: Job<'a>,
+    codes: &'a [Line],
+    at: At,
+    first: usize,
+}
+
+impl<const F: usize, const UNPACKED: bool, const R: usize, const H: usize> IntKernel
+    for Sums<'_, F, UNPACKED, R, H>
+{
     #[inline(always)]
-    fn sums<S: IntSimd, const BITS: usize, const R: usize, const H: usize>(
-        self,
-        s: S,
-        (row, tile, first): (usize, usize, usize),
-    ) {
+    fn run<S: IntSimd>(self, s: S) {
+        let Self { job, codes, at: At { row, tile, ahead }, first } = self;
         let f = s.float();
-        let groups = self.x.inputs / GROUP;
-        let quads = self.x.quads[row * groups * QUADS..].as_chunks::<R>().0;
-        let scales = self.x.scales[row * groups..].as_chunks::<R>().0;
-        let sums_of_x = self.x.sums[row * groups..].as_chunks::<R>().0;
-        // known at run time alone: unrolled, the loop over them would hold a whole group of x,
-        // which no registers do
-        let part_quads = self.panels.format.scale_len() / QUAD;
-        let parts = QUADS / part_quads;
+        let groups = job.x.inputs / GROUP;
+        let quads = job.x.quads[row * groups * QUADS..].as_chunks::<R>().0;
+        let quads = quads.as_chunks::<QUADS>().0;
+        let scales = job.x.scales[row * groups..].as_chunks::<R>().0;
+        let worths = job.x.worths[row * groups..].as_chunks::<R>().0;
+        let starts = job.starts[row * groups..].as_chunks::<R>().0;
+        let lines = Codes::<F, UNPACKED>::LINES;
         let mut acc = [[f.splat(0.0); H]; R];
-        for group in 0..groups {
+        for (group, codes) in codes.chunks_exact(2 * lines).take(groups).enumerate() {
             let at = tile * groups + group;
-            let codes = &self.panels.codes[(at * 2 + first) * BITS..][..H * BITS];
-            s.prefetch(codes.as_ptr().wrapping_byte_add(AHEAD));
-            for part in 0..parts {
+            let codes = &codes[first * lines..][..H * lines];
+            job.ask_for::<S, F>(s, at, ahead);
+            for part in 0..Format::<F>::PARTS {
                 let mut sums = [[s.splat(0); H]; R];
-                for (sums, [a, b]) in sums.iter_mut().zip(&sums_of_x[group]) {
-                    let n = [a + b, *a, *b][if parts == 1 { 0 } else { 1 + part }];
-                    *sums = [s.splat(-self.panels.format.center() * n); H];
+                if Format::<F>::FORMAT.center() != 0 {
+                    for (sums, start) in sums.iter_mut().zip(&starts[group]) {
+                        *sums = [s.splat(start[part]); H];
+                    }
                 }
-                for quad in part * part_quads..(part + 1) * part_quads {
+                let part_quads = QUADS / Format::<F>::PARTS;
+                let x = quads[group].chunks_exact(part_quads).nth(part).unwrap_or_default();
+                for (quad, x) in (part * part_quads..).zip(x) {
                     let mut weights = [s.bytes(&codes[0].0); H];
                     for (h, weights) in weights.iter_mut().enumerate() {
-                        *weights = codes_of::<S, BITS>(s, &codes[h * BITS..][..BITS], quad);
+                        *weights = match UNPACKED {
+                            true => s.bytes(&codes[h * lines + quad].0),
+                            false => codes_of::<S, F>(s, &codes[h * lines..][..lines], quad),
+                        };
                     }
-                    for (sums, x) in sums.iter_mut().zip(&quads[group * QUADS + quad]) {
+                    for (sums, x) in sums.iter_mut().zip(x) {
                         for (sum, weights) in sums.iter_mut().zip(&weights) {
                             *sum = s.dot(*sum, *weights, *x);
                         }
                     }
                 }
-                for h in 0..H {
-                    let scale = self.scale(s, at * parts + part, first + h);
-                    for ((acc, sums), x) in acc.iter_mut().zip(&sums).zip(&scales[group]) {
-                        let product = f.mul(s.to_float(sums[h]), scale);
+                let at = at * Format::<F>::PARTS + part;
+                let mut scale = [f.splat(0.0); H];
+                for (h, scale) in scale.iter_mut().enumerate() {
+                    *scale = job.scale::<S, F>(s, at, first + h);
+                }
+                for ((acc, sums), x) in acc.iter_mut().zip(&sums).zip(&scales[group]) {
+                    for h in 0..H {
+                        let product = f.mul(s.to_float(sums[h]), scale[h]);
                         acc[h] = f.mul_add(product, f.splat(*x), acc[h]);
                     }
                 }
             }
-            if self.panels.format.has_offset() {
+            if Format::<F>::FORMAT.has_offset() {
                 for h in 0..H {
-                    let offset = self.offset(s, at, first + h);
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        let [a, b] = sums_of_x[group][r];
-                        let x = scales[group][r] * (a + b) as f32;
-                        acc[h] = f.mul_add(offset, f.splat(x), acc[h]);
+                    let offset = job.offset::<S, F>(s, at, first + h);
+                    for (acc, x) in acc.iter_mut().zip(&worths[group]) {
+                        acc[h] = f.mul_add(offset, f.splat(*x), acc[h]);
                     }
                 }
             }
         }
         for (r, acc) in acc.iter().enumerate() {
             for (h, acc) in acc.iter().enumerate() {
-                self.finish(f, row + r, tile * TILE + (first + h) * LANES, *acc);
+                job.finish(f, row + r, tile * TILE + (first + h) * LANES, *acc);
+            }
+        }
+    }
+}
+
+impl Job<'_> {
+    /// `group` counts from the first tile's.
+    #[inline(always)]
+    fn ask_for<S: IntSimd, const F: usize>(self, s: S, group: usize, ahead: Ahead) {
+        let lines = 2 * Codes::<F, false>::LINES;
+        let codes = self.panels.codes.as_ptr();
+        match ahead {
+            Ahead::SameTile => {
+                s.prefetch(codes.wrapping_add(group * lines).wrapping_byte_add(AHEAD));
+            }
+            Ahead::NextTile(from, to) => {
+                let next = codes.wrapping_add((group + self.x.inputs / GROUP) * lines);
+                for line in from..to {
+                    s.prefetch(next.wrapping_add(line));
+                }
             }
         }
     }
 
     /// The scales of 16 features; `at` counts stretches of equal scale from the first tile's.
     #[inline(always)]
-    fn scale<S: IntSimd>(self, s: S, at: usize, half: usize) -> <S::Float as Simd>::V {
-        let format = self.panels.format;
+    fn scale<S: IntSimd, const F: usize>(
+        self,
+        s: S,
+        at: usize,
+        half: usize,
+    ) -> <S::Float as Simd>::V {
+        let format = Format::<F>::FORMAT;
         let block = at / (format.block_len() / format.scale_len());
         let scale = s.float().load_f16(half_of(&self.panels.scales[block].0, half));
         if !format.has_factors() {
@@ -320,8 +465,13 @@ impl Job<'_> {
 
     /// What is added to the weights of a group, for 16 features.
     #[inline(always)]
-    fn offset<S: IntSimd>(self, s: S, group: usize, half: usize) -> <S::Float as Simd>::V {
-        let (f, format) = (s.float(), self.panels.format);
+    fn offset<S: IntSimd, const F: usize>(
+        self,
+        s: S,
+        group: usize,
+        half: usize,
+    ) -> <S::Float as Simd>::V {
+        let (f, format) = (s.float(), Format::<F>::FORMAT);
         let block = group / (format.block_len() / GROUP);
         let offset = f.load_f16(half_of(&self.panels.offsets[block].0, half));
         if !format.has_factors() {
@@ -331,26 +481,14 @@ impl Job<'_> {
         f.sub(f.splat(0.0), f.mul(offset, factors))
     }
 
-    /// Adds the bias and stores the sums that stand for real output features.
+    /// Stores what stands for real output features.
     #[inline(always)]
     fn finish<S: Simd>(self, s: S, row: usize, column: usize, sums: S::V) {
-        let count = LANES.min(self.panels.rows.len().saturating_sub(column));
-        if count == 0 {
-            return;
+        let rows = &self.panels.rows;
+        let start = rows.start + column;
+        if start < rows.end {
+            self.output.put(s, row, start..rows.end.min(start + LANES), sums);
         }
-        let column = self.panels.rows.start + column;
-        let mut values = [0f32; LANES];
-        s.store(sums, &mut values);
-        if let Some(bias) = self.bias {
-            for (value, bias) in values.iter_mut().zip(&bias[column..column + count]) {
-                *value += bias;
-            }
-        }
-        let start = row * self.outputs + column;
-        // SAFETY: these are elements of one row and one tile; the parts of a run split rows and
-        // tiles between them without overlap, and a part stores one segment at a time.
-        let out = unsafe { self.y.slice(start..start + count) };
-        out.copy_from_slice(&values[..count]);
     }
 }
 
@@ -359,12 +497,12 @@ const AHEAD: usize = 4 << 10;
 
 /// The codes of a quad, for 16 features.
 #[inline(always)]
-fn codes_of<S: IntSimd, const BITS: usize>(s: S, lines: &[Line], quad: usize) -> S::Bytes {
-    if BITS == 8 {
+fn codes_of<S: IntSimd, const F: usize>(s: S, lines: &[Line], quad: usize) -> S::Bytes {
+    if Codes::<F, false>::LINES == QUADS {
         return s.bytes(&lines[quad].0);
     }
     let low = s.field(s.bytes(&lines[quad % 4].0), (quad / 4 * 4) as u32, 15);
-    match BITS {
+    match Codes::<F, false>::LINES {
         5 => s.above(low, s.field(s.bytes(&lines[4].0), quad as u32, 1)),
         6 => {
             let high = s.bytes(&lines[4 + quad / 4].0);
@@ -395,10 +533,10 @@ pub(crate) fn reference(x: &[f32], panels: &[Panels], bias: Option<&[f32]>) -> V
     y
 }
 
-fn element(groups: &[([i8; GROUP], f32)], panels: &Panels, row: usize) -> f32 {
+fn element(groups: &[([i8; GROUP], f32, [i32; 2])], panels: &Panels, row: usize) -> f32 {
     let (format, mut acc) = (panels.format, 0f32);
     let (tile, column) = ((row - panels.rows.start) / TILE, (row - panels.rows.start) % TILE);
-    for (group, (x, x_scale)) in groups.iter().enumerate() {
+    for (group, (x, x_scale, _)) in groups.iter().enumerate() {
         let len = format.scale_len();
         for (part, x) in x.chunks_exact(len).enumerate() {
             let first = group * GROUP + part * len;

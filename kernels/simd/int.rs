@@ -17,6 +17,7 @@ pub(crate) trait IntSimd: Copy {
 
     fn float(self) -> Self::Float;
     fn bytes(self, x: &[u8; BYTES]) -> Self::Bytes;
+    fn store_bytes(self, x: Self::Bytes, out: &mut [u8; BYTES]);
     /// (byte >> shift) & mask; the mask has no more than the 8 - shift bits that are there.
     fn field(self, x: Self::Bytes, shift: u32, mask: u8) -> Self::Bytes;
     /// low | high << 4, of fields of at most four bits.
@@ -45,6 +46,10 @@ impl IntSimd for Portable {
     #[inline(always)]
     fn bytes(self, x: &[u8; BYTES]) -> Self::Bytes {
         *x
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: Self::Bytes, out: &mut [u8; BYTES]) {
+        *out = x;
     }
     #[inline(always)]
     fn field(self, x: Self::Bytes, shift: u32, mask: u8) -> Self::Bytes {

@@ -96,6 +96,7 @@ impl Simd for Avx512 {
         fn min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps;
         fn power_halves(t: __m512) -> (__m512, __m512) = wide::power_halves;
         fn reduce(v: __m512) -> f32 = wide::reduce;
+        fn reduce_max(v: __m512) -> f32 = wide::reduce_max;
         fn reduce_all(v: [__m512; LANES]) -> [f32; LANES] = wide::reduce_all;
     }
 }
@@ -127,6 +128,7 @@ impl Simd for Avx2 {
         fn min(a: Pair, b: Pair) -> Pair = pair::min;
         fn power_halves(t: Pair) -> (Pair, Pair) = pair::power_halves;
         fn reduce(v: Pair) -> f32 = pair::reduce;
+        fn reduce_max(v: Pair) -> f32 = pair::reduce_max;
     }
 }
 
@@ -181,6 +183,12 @@ mod wide {
     pub(super) fn reduce(v: __m512) -> f32 {
         let high = _mm512_extractf32x8_ps::<1>(v);
         pair::reduce_half(_mm256_add_ps(_mm512_castps512_ps256(v), high))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq,avx2")]
+    pub(super) fn reduce_max(v: __m512) -> f32 {
+        pair::reduce_max([_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)])
     }
 
     /// Four rounds of "interleave two vectors and add": the tree of `reduce`, sixteen at a time.
@@ -302,6 +310,15 @@ mod pair {
     #[target_feature(enable = "avx2")]
     pub(super) fn reduce(v: Pair) -> f32 {
         reduce_half(_mm256_add_ps(v[0], v[1]))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn reduce_max(v: Pair) -> f32 {
+        let eight = _mm256_max_ps(v[0], v[1]);
+        let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
     }
 
     /// The sum of eight lanes: i with i + 4, then + 2, + 1.

@@ -51,6 +51,7 @@ impl IntSimd for Vnni {
 
     with_token! {
         fn bytes(x: &[u8; BYTES]) -> __m512i = wide::bytes;
+        fn store_bytes(x: __m512i, out: &mut [u8; BYTES]) -> () = wide::store_bytes;
         fn field(x: __m512i, shift: u32, mask: u8) -> __m512i = wide::field;
         fn above(low: __m512i, high: __m512i) -> __m512i = wide::above;
         fn splat(x: i32) -> __m512i = _mm512_set1_epi32;
@@ -75,6 +76,7 @@ impl IntSimd for Avx2 {
 
     with_token! {
         fn bytes(x: &[u8; BYTES]) -> Pair = pair::bytes;
+        fn store_bytes(x: Pair, out: &mut [u8; BYTES]) -> () = pair::store_bytes;
         fn field(x: Pair, shift: u32, mask: u8) -> Pair = pair::field;
         fn above(low: Pair, high: Pair) -> Pair = pair::above;
         fn splat(x: i32) -> Pair = pair::splat;
@@ -93,6 +95,13 @@ mod wide {
     pub(super) fn bytes(x: &[u8; BYTES]) -> __m512i {
         // SAFETY: both are 64 bytes, and any are valid.
         unsafe { transmute::<[u8; BYTES], __m512i>(*x) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn store_bytes(x: __m512i, out: &mut [u8; BYTES]) {
+        // SAFETY: as above.
+        *out = unsafe { transmute::<__m512i, [u8; BYTES]>(x) };
     }
 
     #[inline]
@@ -140,6 +149,13 @@ mod pair {
     pub(super) fn bytes(x: &[u8; BYTES]) -> Pair {
         // SAFETY: both are 64 bytes, and any are valid.
         unsafe { transmute::<[u8; BYTES], Pair>(*x) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn store_bytes(x: Pair, out: &mut [u8; BYTES]) {
+        // SAFETY: as above.
+        *out = unsafe { transmute::<Pair, [u8; BYTES]>(x) };
     }
 
     #[inline]
