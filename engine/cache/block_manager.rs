@@ -305,9 +305,10 @@ impl BlockManager {
         let identity = block.identity.as_ref().expect("an idle block has an identity");
         let segment = identity.owner.segment.as_ref();
         let is_pinned = segment.is_some_and(|segment| self.pinned.contains(&segment.kv));
-        let limit = self.tenant_limit.unwrap_or(usize::MAX);
-        let is_beyond = |count: &usize| *count > limit;
-        let is_beyond = self.of_tenants.get(&identity.owner.tenant()).is_some_and(is_beyond);
+        let is_beyond = self.tenant_limit.is_some_and(|limit| {
+            let count = self.of_tenants.get(&identity.owner.tenant());
+            count.is_some_and(|&count| count > limit)
+        });
         let value = match (is_pinned, is_beyond) {
             (true, _) => PINNED + self.clock + identity.uses,
             (false, true) => 0,
