@@ -233,6 +233,25 @@ impl Scene {
             partials: Partials::new(gpu, splits, HEADS, HEAD_DIM)?,
         })
     }
+
+    fn operands<'a>(
+        &'a self,
+        q: &'a Slice,
+        positions: &'a Slice,
+        out: &'a Slice,
+    ) -> AttentionOperands<'a> {
+        AttentionOperands {
+            q,
+            k_cache: &self.k_cache,
+            v_cache: &self.v_cache,
+            tables: &self.tables,
+            positions,
+            rotary: &self.rotary,
+            partials: &self.partials,
+            out,
+            shape: self.shape,
+        }
+    }
 }
 
 fn decode_attention(clock: &Clock) -> Result<Vec<Figures>> {
@@ -249,17 +268,7 @@ fn decode(clock: &Clock, batch: usize, keys: usize) -> Result<Figures> {
     let width = HEADS * HEAD_DIM;
     let (q, out) = (clock.narrow(batch * width)?, clock.narrow(batch * width)?);
     let attention = DecodeAttention {
-        operands: AttentionOperands {
-            q: &q,
-            k_cache: &scene.k_cache,
-            v_cache: &scene.v_cache,
-            tables: &scene.tables,
-            positions: &positions,
-            rotary: &scene.rotary,
-            partials: &scene.partials,
-            out: &out,
-            shape: scene.shape,
-        },
+        operands: scene.operands(&q, &positions, &out),
         row_sequence: None,
         plan: &plan,
         rows: batch,
@@ -286,17 +295,7 @@ fn prefill(clock: &Clock, rows: usize, keys: usize) -> Result<Figures> {
     let width = HEADS * HEAD_DIM;
     let (q, out) = (clock.narrow(rows * width)?, clock.narrow(rows * width)?);
     let attention = PrefillAttention {
-        operands: AttentionOperands {
-            q: &q,
-            k_cache: &scene.k_cache,
-            v_cache: &scene.v_cache,
-            tables: &scene.tables,
-            positions: &positions,
-            rotary: &scene.rotary,
-            partials: &scene.partials,
-            out: &out,
-            shape: scene.shape,
-        },
+        operands: scene.operands(&q, &positions, &out),
         cu_seqlens_q: &clock.words([0, rows as u32].into_iter())?,
         num_sequences: 1,
         rows: (0, rows),
