@@ -24,21 +24,32 @@ fn ggml(format: BlockFormat) -> GgmlDType {
 }
 
 /// The bytes of a random matrix as candle quantizes it.
-pub(crate) fn quantized(
-    format: BlockFormat,
-    rows: usize,
-    inputs: usize,
-    random: &mut Random,
-) -> Vec<u8> {
+fn quantized(format: BlockFormat, rows: usize, inputs: usize, random: &mut Random) -> Vec<u8> {
     let values = Tensor::from_vec(random.normals(rows * inputs), (rows, inputs), &Device::Cpu);
     let tensor = QTensor::quantize(&values.unwrap(), ggml(format)).unwrap();
     tensor.data().unwrap().into_owned()
 }
 
-pub(crate) fn dequantized(format: BlockFormat, bytes: &[u8], inputs: usize) -> Vec<f32> {
+fn dequantized(format: BlockFormat, bytes: &[u8], inputs: usize) -> Vec<f32> {
     let rows = bytes.len() / format.row_bytes(inputs);
     let tensor = qtensor_from_ggml(ggml(format), bytes, vec![rows, inputs], &Device::Cpu).unwrap();
     tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Random rows of the given formats, one part below the other, and what they are worth in f32.
+pub(crate) fn random_rows(
+    parts: &[(BlockFormat, usize)],
+    inputs: usize,
+    random: &mut Random,
+) -> (Vec<Vec<u8>>, Vec<f32>) {
+    let mut values = Vec::new();
+    let mut rows: Vec<Vec<u8>> = Vec::new();
+    for &(format, count) in parts {
+        let bytes = quantized(format, count, inputs, random);
+        values.extend(dequantized(format, &bytes, inputs));
+        rows.extend(bytes.chunks_exact(format.row_bytes(inputs)).map(<[u8]>::to_vec));
+    }
+    (rows, values)
 }
 
 /// A weight whose parts have the given formats and numbers of rows, and what it is worth in f32.
@@ -47,13 +58,7 @@ fn weight(
     inputs: usize,
     random: &mut Random,
 ) -> (PackedWeight, Vec<f32>) {
-    let mut values = Vec::new();
-    let mut rows: Vec<Vec<u8>> = Vec::new();
-    for &(format, count) in parts {
-        let bytes = quantized(format, count, inputs, random);
-        values.extend(dequantized(format, &bytes, inputs));
-        rows.extend(bytes.chunks_exact(format.row_bytes(inputs)).map(<[u8]>::to_vec));
-    }
+    let (rows, values) = random_rows(parts, inputs, random);
     let weight = PackedWeight::pack_blocks(parts, inputs, &Threads::new(2), |row, bytes| {
         bytes.copy_from_slice(&rows[row]);
         Ok::<_, Infallible>(())

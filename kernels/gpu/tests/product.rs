@@ -61,6 +61,29 @@ fn products_equal_the_sums_over_ragged_shapes() {
 }
 
 /// The contract of the deterministic mode.
+/// Whether (start, count) rows of x alone have the bits they have among all.
+pub(super) fn assert_rows_stand_alone(
+    (gpu, weight): (&Gpu, &Weight),
+    (x, rows): (&Buffer, usize),
+    parts: &[(usize, usize)],
+    what: &str,
+) {
+    let (n, k) = (weight.out_features(), weight.in_features());
+    let product = |start: usize, rows: usize| {
+        let y = gpu.alloc(rows * n * 4).unwrap();
+        let (x, y_on) = (&x.at(start * k * 2), &y.all());
+        let op = Product { x, weight, bias: None, y: y_on, y_float: None, rows };
+        op.deterministic(gpu).unwrap();
+        download_f32(gpu, &y)
+    };
+    let all = product(0, rows);
+    for &(start, rows) in parts {
+        let expected = &all[start * n..(start + rows) * n];
+        let what = format!("{what}, {rows} rows from {start}");
+        assert_same_bits(expected, &product(start, rows), &what);
+    }
+}
+
 #[test]
 fn no_bit_of_a_row_depends_on_other_rows() {
     let mut random = Random::new(22);
@@ -69,18 +92,8 @@ fn no_bit_of_a_row_depends_on_other_rows() {
     let gpu = Gpu::emulated(MEMORY);
     let weight = weight(&gpu, Float::Bf16, &w, k);
     let x = upload(&gpu, Float::Bf16, &x);
-    let product = |start: usize, rows: usize| {
-        let y = gpu.alloc(rows * n * 4).unwrap();
-        let (x, y_on) = (&x.at(start * k * 2), &y.all());
-        let op = Product { x, weight: &weight, bias: None, y: y_on, y_float: None, rows };
-        op.deterministic(&gpu).unwrap();
-        download_f32(&gpu, &y)
-    };
-    let all = product(0, rows);
-    for (start, rows) in [(0, 1), (1, 1), (63, 2), (64, 64), (100, 17), (149, 1)] {
-        let expected = &all[start * n..(start + rows) * n];
-        assert_same_bits(expected, &product(start, rows), &format!("{rows} rows from {start}"));
-    }
+    let parts = [(0, 1), (1, 1), (63, 2), (64, 64), (100, 17), (149, 1)];
+    assert_rows_stand_alone((&gpu, &weight), (&x, rows), &parts, "bf16");
 }
 
 #[test]

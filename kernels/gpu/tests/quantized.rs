@@ -1,11 +1,11 @@
 //! Weights in blocks: products and rows of every format against what its blocks are worth.
 
-use super::product::reference;
+use super::product::{assert_rows_stand_alone, reference};
 use super::*;
 use crate::gpu::*;
 use crate::quantized::BlockFormat;
-use crate::quantized::tests::{dequantized, quantized};
-use crate::testing::{Random, assert_same_bits};
+use crate::quantized::tests::random_rows;
+use crate::testing::Random;
 use crate::threads::Threads;
 
 /// A weight whose parts have the given formats and numbers of rows, and what it is worth.
@@ -15,13 +15,7 @@ fn weight(
     inputs: usize,
     random: &mut Random,
 ) -> (Weight, Vec<f32>) {
-    let mut values = Vec::new();
-    let mut rows: Vec<Vec<u8>> = Vec::new();
-    for &(format, count) in parts {
-        let bytes = quantized(format, count, inputs, random);
-        values.extend(dequantized(format, &bytes, inputs));
-        rows.extend(bytes.chunks_exact(format.row_bytes(inputs)).map(<[u8]>::to_vec));
-    }
+    let (rows, values) = random_rows(parts, inputs, random);
     let read = |row: usize, bytes: &mut [u8]| bytes.copy_from_slice(&rows[row]);
     (Weight::blocks((gpu, &Threads::new(2)), parts, inputs, read).unwrap(), values)
 }
@@ -89,19 +83,8 @@ fn no_bit_of_a_row_of_blocks_depends_on_other_rows() {
         let (n, k, rows) = (37, 768, 66);
         let x = upload(&gpu, Float::F16, &random.normals(rows * k));
         let (weight, _) = weight(&gpu, &[(format, n)], k, &mut random);
-        let product = |start: usize, rows: usize| {
-            let y = gpu.alloc(rows * n * 4).unwrap();
-            let (x, y_on) = (&x.at(start * k * 2), &y.all());
-            let op = Product { x, weight: &weight, bias: None, y: y_on, y_float: None, rows };
-            op.deterministic(&gpu).unwrap();
-            download_f32(&gpu, &y)
-        };
-        let all = product(0, rows);
-        for (start, rows) in [(0, 1), (1, 17), (64, 2), (30, 36)] {
-            let expected = &all[start * n..(start + rows) * n];
-            let what = format!("{format:?}, {rows} rows from {start}");
-            assert_same_bits(expected, &product(start, rows), &what);
-        }
+        let parts = [(0, 1), (1, 17), (64, 2), (30, 36)];
+        assert_rows_stand_alone((&gpu, &weight), (&x, rows), &parts, &format!("{format:?}"));
     }
 }
 
