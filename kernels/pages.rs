@@ -13,7 +13,7 @@ pub fn zeros<T: Clone + Default>(count: usize) -> Vec<T> {
 /// has no such pages nothing happens.
 pub(crate) fn prefer_large_pages<T>(memory: &mut [T]) {
     // below this hardly any page would be filled
-    const LEAST: usize = 4 << 20;
+    const LEAST: usize = 1 << 20;
     if size_of_val(memory) >= LEAST {
         advise(memory.as_mut_ptr().cast(), size_of_val(memory));
     }
@@ -22,12 +22,12 @@ pub(crate) fn prefer_large_pages<T>(memory: &mut [T]) {
 #[cfg(target_os = "linux")]
 fn advise(start: *mut u8, bytes: usize) {
     use rustix::mm::{Advice, madvise};
-    const PAGE: usize = 1 << 16; // a multiple of every page size in use
-    let skipped = start.align_offset(PAGE);
-    // SAFETY: the range lies in what the caller borrows mutably, and the advice changes what backs
-    // it, not what it holds.
+    // Whole pages, also those that begin before or end behind: where neighbours are advised too,
+    // a large page may hold a part of each.
+    let skipped = start.addr() % rustix::param::page_size();
+    // SAFETY: the advice changes what backs a range, not what it holds.
     let _advice_only = unsafe {
-        madvise(start.wrapping_add(skipped).cast(), bytes - skipped, Advice::LinuxHugepage)
+        madvise(start.wrapping_sub(skipped).cast(), bytes + skipped, Advice::LinuxHugepage)
     };
 }
 

@@ -43,6 +43,8 @@ pub(crate) trait Simd: Copy {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// Hints that the cache line at `data` will be read; the address need not be valid.
     fn prefetch<T>(self, data: *const T);
+    /// As [`Simd::prefetch`], to the second cache: for what is not used soon.
+    fn prefetch_far<T>(self, data: *const T);
     /// For `t = ROUNDING + n`: two powers of two whose product is 2^n.
     fn power_halves(self, t: Self::V) -> (Self::V, Self::V);
     /// The sum of the lanes: i with i + 8, then + 4, + 2, + 1.
@@ -125,6 +127,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
+    #[inline(always)]
+    fn prefetch_far<T>(self, _: *const T) {}
     #[inline(always)]
     fn power_halves(self, t: Self::V) -> (Self::V, Self::V) {
         let halves = t.map(crate::math::power_halves);

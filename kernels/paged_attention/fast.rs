@@ -1,9 +1,11 @@
-//! The fast version: blocks of rows against one KV head, split by split.
+//! The fast version: blocks of rows against the heads of K and V, split by split.
 //!
-//! A task is up to [`QUERIES`] queries (rows of consecutive positions times the heads that share
-//! a KV head), so each key is read once for all of them. Scores come in tiles of queries x keys,
-//! sums in tiles of queries x dimensions; K and V are widened in registers. A task's memory is
-//! a few hundred kilobytes whatever the length of the context.
+//! A block is up to [`QUERIES`] queries of one KV head (rows of consecutive positions times the
+//! heads that share it), so each key is read once for all of them. A row alone is read for, not
+//! computed: it takes several KV heads at once, whose keys are neighbours in memory, and its
+//! splits are computed side by side and merged in their order. Scores come in tiles of queries x
+//! keys, sums in tiles of queries x dimensions; K and V are widened in registers. A job's memory
+//! is a few hundred kilobytes whatever the length of the context.
 
 use super::lanes::{dots, load_vectors, prefetch, soften};
 use super::{PagedAttention, SPLIT, rescale};
@@ -19,8 +21,22 @@ use std::ops::Range;
 /// processor's own prefetching does not follow.
 const AHEAD: usize = 16;
 
-/// Queries of a task, unless one row has more heads to a KV head.
+/// Keys that all heads of a job take before the next ones.
+const TOGETHER: usize = 8;
+
+/// Queries of a block, unless one row has more heads to a KV head.
 const QUERIES: usize = 32;
+
+/// What one thread computes at a time.
+#[derive(Clone)]
+struct Job {
+    sequence: usize,
+    rows: Range<usize>,
+    /// Of K and V.
+    kv_heads: Range<usize>,
+    /// The one split to compute, if not all.
+    split: Option<usize>,
+}
 
 impl PagedAttention {
     pub(super) fn fast<E: Element>(
@@ -31,26 +47,76 @@ impl PagedAttention {
         v: &[E],
     ) -> Vec<f32> {
         let mut out = vec![0f32; q.count * q.width];
-        let blocks = self.row_blocks(cache);
+        let jobs = self.jobs(cache);
+        let mut parts: Vec<Option<Sums>> = jobs.iter().map(|_| None).collect();
         let shared = Disjoint::new(&mut out);
-        self.threads.run(blocks.len() * cache.kv_heads, |task| {
-            // The last blocks see the most keys: they go first, so that threads end together.
-            let (sequence, rows) = &blocks[blocks.len() - 1 - task / cache.kv_heads];
-            let kv_head = task % cache.kv_heads;
-            let task = Task::new(self, q, cache, (*sequence, rows.clone(), kv_head));
-            let finished = self.threads.isa().run(Run { task, k, v });
-            let (group, d) = (self.num_heads / cache.kv_heads, cache.head_dim);
-            for (i, row) in rows.clone().enumerate() {
-                let start = row * q.width + kv_head * group * d;
-                // SAFETY: a task alone has this row and KV head, and the heads that share a KV
-                // head are disjoint from all others; the slice ends with this iteration.
-                let out = unsafe { shared.slice(start..start + group * d) };
-                for (g, out) in out.chunks_exact_mut(d).enumerate() {
-                    out.copy_from_slice(&finished.query(&finished.out, i * group + g)[..d]);
+        let slots = Disjoint::new(&mut parts);
+        let isa = self.threads.isa();
+        self.threads.run(jobs.len(), |i| {
+            let sums = isa.run(Run { task: Task::new(self, q, cache, &jobs[i]), k, v });
+            if jobs[i].split.is_none() {
+                return self.put(cache, &jobs[i], &sums, &shared);
+            }
+            // SAFETY: each job runs once and has a slot of its own.
+            let slot = unsafe { slots.slice(i..i + 1) };
+            slot[0] = Some(sums);
+        });
+        for i in 0..jobs.len() {
+            if jobs[i].split == Some(0) {
+                let splits = jobs[i..].iter().take_while(|job| job.split.is_some());
+                let splits =
+                    splits.enumerate().take_while(|(n, job)| job.split == Some(*n)).count();
+                let sums = isa.run(Merge(&mut parts[i..i + splits]));
+                self.put(cache, &jobs[i], &sums, &shared);
+            }
+        }
+        out
+    }
+
+    /// The blocks of rows, cut by heads and, where a row is alone, by splits: those of a row and
+    /// its heads follow each other.
+    fn jobs(&self, cache: CacheShape) -> Vec<Job> {
+        let blocks = self.row_blocks(cache);
+        let splits = |row: usize| self.visible(self.positions[row]).len().div_ceil(SPLIT);
+        let alone = blocks.iter().filter(|(_, rows)| rows.len() == 1);
+        let alone: usize = alone.map(|(_, rows)| splits(rows.start)).sum();
+        // enough jobs that threads end together
+        let heads_together = (cache.kv_heads * alone).div_ceil(self.threads.count() * 2);
+        let heads_together = heads_together.clamp(1, cache.kv_heads);
+        let mut jobs = Vec::new();
+        // The last blocks see the most keys: they go first, so that threads end together.
+        for (sequence, rows) in blocks.into_iter().rev() {
+            let (each, splits) = match rows.len() {
+                1 => (heads_together, splits(rows.start)),
+                _ => (1, 1),
+            };
+            for first in (0..cache.kv_heads).step_by(each) {
+                let kv_heads = first..cache.kv_heads.min(first + each);
+                let job = Job { sequence, rows: rows.clone(), kv_heads, split: None };
+                match splits {
+                    1 => jobs.push(job),
+                    _ => jobs.extend((0..splits).map(|n| Job { split: Some(n), ..job.clone() })),
                 }
             }
-        });
-        out
+        }
+        jobs
+    }
+
+    /// Stores the result of a job's rows and heads.
+    fn put(&self, cache: CacheShape, job: &Job, sums: &Sums, out: &Disjoint<f32>) {
+        let (group, d) = (self.num_heads / cache.kv_heads, cache.head_dim);
+        let mut queries = sums.out.chunks_exact(sums.padded);
+        for kv_head in job.kv_heads.clone() {
+            for row in job.rows.clone() {
+                let start = (row * self.num_heads + kv_head * group) * d;
+                // SAFETY: jobs that store have rows and KV heads of their own, and the heads that
+                // share a KV head are disjoint from all others; the slice ends with this turn.
+                let out = unsafe { out.slice(start..start + group * d) };
+                for (out, query) in out.chunks_exact_mut(d).zip(&mut queries) {
+                    out.copy_from_slice(&query[..d]);
+                }
+            }
+        }
     }
 
     /// Each sequence's rows in runs of consecutive positions, short enough for a task.
@@ -73,13 +139,12 @@ impl PagedAttention {
     }
 }
 
-/// Query vectors are padded to `padded` dimensions with zeros. Query i * group + g is head g of
-/// the KV head's group, of the task's row i.
+/// Query vectors are padded to `padded` dimensions with zeros. Queries of a KV head follow each
+/// other: the job's rows, and in each the heads that share it.
 struct Task<'a> {
     op: &'a PagedAttention,
     cache: CacheShape,
-    sequence: usize,
-    kv_head: usize,
+    job: &'a Job,
     positions: &'a [u32],
     group: usize,
     padded: usize,
@@ -88,48 +153,101 @@ struct Task<'a> {
     /// A row of scores, then weights, for each query.
     scores: Vec<f32>,
     score_width: usize,
-    /// Offsets in the caches of the keys of this split.
+    /// Offsets in the caches of the rows of this split's keys.
     offsets: Vec<usize>,
     split: Sums,
     total: Sums,
-    out: Vec<f32>,
 }
 
+/// What some splits come to, query by query.
 struct Sums {
     max: Vec<f32>,
     sum: Vec<f32>,
     out: Vec<f32>,
+    padded: usize,
 }
 
 impl Sums {
     fn new(queries: usize, padded: usize) -> Self {
         let (max, sum) = (vec![f32::NEG_INFINITY; queries], vec![0.0; queries]);
-        Self { max, sum, out: vec![0.0; queries * padded] }
+        Self { max, sum, out: vec![0.0; queries * padded], padded }
+    }
+
+    fn vector(&self, i: usize) -> Range<usize> {
+        i * self.padded..(i + 1) * self.padded
+    }
+
+    /// Query `i` begins as it is in `first`.
+    #[inline(always)]
+    fn start(&mut self, first: &Sums, i: usize) {
+        (self.max[i], self.sum[i]) = (first.max[i], first.sum[i]);
+        self.out[first.vector(i)].copy_from_slice(&first.out[first.vector(i)]);
+    }
+
+    /// Adds to query `i` the split behind: [`Partial::merge`](super::Partial::merge).
+    #[inline(always)]
+    fn merge(&mut self, next: &Sums, i: usize) {
+        let (max, a, b) = rescale(self.max[i], next.max[i]);
+        self.max[i] = max;
+        self.sum[i] = self.sum[i].mul_add(a, next.sum[i] * b);
+        let vector = self.vector(i);
+        for (out, next) in self.out[vector.clone()].iter_mut().zip(&next.out[vector]) {
+            *out = out.mul_add(a, next * b);
+        }
+    }
+
+    #[inline(always)]
+    fn divide(&mut self) {
+        for (out, sum) in self.out.chunks_exact_mut(self.padded).zip(&self.sum) {
+            for out in out {
+                *out /= sum;
+            }
+        }
+    }
+}
+
+/// The splits of a row, in their order.
+struct Merge<'a>(&'a mut [Option<Sums>]);
+
+impl Kernel for Merge<'_> {
+    type Output = Sums;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Sums {
+        let mut parts = self.0.iter_mut().map(|part| part.take().expect("every job has run"));
+        let mut total = parts.next().expect("there is a first split");
+        for next in parts {
+            for i in 0..next.sum.len() {
+                total.merge(&next, i);
+            }
+        }
+        total.divide();
+        total
     }
 }
 
 impl<'a> Task<'a> {
-    fn new(
-        op: &'a PagedAttention,
-        rows_of_q: Rows,
-        cache: CacheShape,
-        (sequence, rows, kv_head): (usize, Range<usize>, usize),
-    ) -> Self {
+    fn new(op: &'a PagedAttention, rows_of_q: Rows, cache: CacheShape, job: &'a Job) -> Self {
         let (group, d) = (op.num_heads / cache.kv_heads, cache.head_dim);
-        let (queries, padded) = (rows.len() * group, d.next_multiple_of(LANES));
+        let positions = &op.positions[job.rows.clone()];
+        let queries = job.kv_heads.len() * positions.len() * group;
+        let padded = d.next_multiple_of(LANES);
         let mut q = vec![0f32; queries * padded];
-        for (i, q) in q.chunks_exact_mut(padded).enumerate() {
-            let head = kv_head * group + i % group;
-            q[..d].copy_from_slice(&rows_of_q.row(rows.start + i / group)[head * d..][..d]);
+        let mut vectors = q.chunks_exact_mut(padded);
+        for kv_head in job.kv_heads.clone() {
+            for row in job.rows.clone() {
+                let heads = &rows_of_q.row(row)[kv_head * group * d..][..group * d];
+                for (head, q) in heads.chunks_exact(d).zip(&mut vectors) {
+                    q[..d].copy_from_slice(head);
+                }
+            }
         }
-        let positions = &op.positions[rows];
         let keys = positions.iter().map(|&p| op.visible(p).len()).max().unwrap_or(0);
         let score_width = (keys.min(SPLIT) + positions.len()).next_multiple_of(LANES);
         Self {
             op,
             cache,
-            sequence,
-            kv_head,
+            job,
             positions,
             group,
             padded,
@@ -140,24 +258,57 @@ impl<'a> Task<'a> {
             offsets: Vec::with_capacity(score_width),
             split: Sums::new(queries, padded),
             total: Sums::new(queries, padded),
-            out: vec![0.0; queries * padded],
         }
     }
 
-    fn query<'b>(&self, vectors: &'b [f32], i: usize) -> &'b [f32] {
-        &vectors[i * self.padded..(i + 1) * self.padded]
+    /// Of each KV head.
+    fn queries(&self) -> usize {
+        self.positions.len() * self.group
+    }
+
+    /// Of all KV heads.
+    fn all_queries(&self) -> Range<usize> {
+        0..self.job.kv_heads.len() * self.queries()
+    }
+
+    fn position(&self, i: usize) -> u32 {
+        self.positions[i % self.queries() / self.group]
+    }
+
+    /// Where the head that query i reads begins in a row of the caches.
+    fn head_offset(&self, i: usize) -> usize {
+        (self.job.kv_heads.start + i / self.queries()) * self.cache.head_dim
     }
 
     /// The keys the row of query i has in split `split`; empty past its last one.
     fn keys(&self, i: usize, split: usize) -> Range<usize> {
-        let visible = self.op.visible(self.positions[i / self.group]);
+        let visible = self.op.visible(self.position(i));
         let start = (visible.start + split * SPLIT).min(visible.end);
         start..visible.end.min(start + SPLIT)
     }
 
+    /// Keys that a head takes before the next head does.
+    fn together(&self) -> usize {
+        if self.job.kv_heads.len() > 1 { TOGETHER } else { usize::MAX }
+    }
+
+    /// Keys by which the caches are asked for ahead.
+    fn ahead(&self) -> usize {
+        self.together().min(AHEAD)
+    }
+
+    /// Asks for the first values of a split, while weights are made of its scores.
+    #[inline(always)]
+    fn ask_for_values<S: Simd, E: Element>(&self, s: S, v: &[E]) {
+        let d = self.cache.head_dim;
+        for offset in self.offsets.iter().take(self.ahead()) {
+            prefetch(s, &v[offset + self.job.kv_heads.start * d..][..self.job.kv_heads.len() * d]);
+        }
+    }
+
     /// Fills `offsets` for the keys `all`, and cuts them where delta changes: (delta, keys).
     fn locate(&mut self, all: Range<usize>) -> Vec<(i32, Range<usize>)> {
-        let entries = self.op.entries(self.sequence);
+        let entries = self.op.entries(self.job.sequence);
         let mut runs: Vec<(i32, Range<usize>)> = Vec::new();
         self.offsets.clear();
         let first = entries.partition_point(|e| e.first as usize <= all.start).saturating_sub(1);
@@ -168,11 +319,8 @@ impl<'a> Task<'a> {
             if start >= all.end {
                 break;
             }
-            for j in keys.clone() {
-                let row = entry.row as usize + j - start;
-                let offset = row * self.cache.width() + self.kv_head * self.cache.head_dim;
-                self.offsets.push(offset);
-            }
+            let row = entry.row as usize;
+            self.offsets.extend(keys.clone().map(|j| (row + j - start) * self.cache.width()));
             match runs.last_mut() {
                 Some((delta, run)) if *delta == entry.delta => run.end = keys.end,
                 _ if keys.is_empty() => {}
@@ -185,10 +333,11 @@ impl<'a> Task<'a> {
 
     /// Turns the queries for keys of this delta. Rows that see none of `keys` are left as they
     /// are: they may stand before the table's first rotation.
+    #[inline(always)]
     fn turn(&mut self, delta: i32, keys: &Range<usize>) {
         let d = self.cache.head_dim;
-        for i in 0..self.positions.len() * self.group {
-            let position = self.positions[i / self.group];
+        for i in self.all_queries() {
+            let position = self.position(i);
             if (position as usize) < keys.start {
                 continue;
             }
@@ -207,23 +356,28 @@ struct Run<'a, E> {
     v: &'a [E],
 }
 
-impl<'a, E: Element> Kernel for Run<'a, E> {
-    type Output = Task<'a>;
+impl<E: Element> Kernel for Run<'_, E> {
+    type Output = Sums;
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) -> Task<'a> {
-        let queries = self.task.positions.len() * self.task.group;
-        for split in 0.. {
-            let rows = (0..queries).map(|i| self.task.keys(i, split)).filter(|r| !r.is_empty());
+    fn run<S: Simd>(mut self, s: S) -> Sums {
+        let splits = match self.task.job.split {
+            Some(split) => split..split + 1,
+            None => 0..usize::MAX,
+        };
+        for split in splits.clone() {
+            let rows = (0..self.task.queries()).map(|i| self.task.keys(i, split));
+            let rows = rows.filter(|keys| !keys.is_empty());
             let all = rows.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
             let Some(all) = all else {
                 break;
             };
             for (delta, keys) in self.task.locate(all.clone()) {
                 self.task.turn(delta, &keys);
-                self.scores(s, queries, keys.start - all.start..keys.end - all.start);
+                self.scores(s, keys.start - all.start..keys.end - all.start);
             }
-            for i in 0..queries {
+            self.task.ask_for_values(s, self.v);
+            for i in self.task.all_queries() {
                 let keys = self.task.keys(i, split);
                 if !keys.is_empty() {
                     let weights = i * self.task.score_width + keys.start - all.start;
@@ -231,29 +385,43 @@ impl<'a, E: Element> Kernel for Run<'a, E> {
                     self.task.split.max[i] = soften(s, weights, self.task.op);
                 }
             }
-            self.values(s, queries, split, all.start);
-            self.merge(queries, split);
-        }
-        for i in 0..queries {
-            let range = i * self.task.padded..(i + 1) * self.task.padded;
-            let sum = self.task.total.sum[i];
-            for (out, total) in
-                self.task.out[range.clone()].iter_mut().zip(&self.task.total.out[range])
-            {
-                *out = total / sum;
+            self.values(s, split, all.start);
+            for i in self.task.all_queries() {
+                if split == splits.start {
+                    self.task.total.start(&self.task.split, i);
+                } else if !self.task.keys(i, split).is_empty() {
+                    self.task.total.merge(&self.task.split, i);
+                }
             }
         }
-        self.task
+        if self.task.job.split.is_none() {
+            self.task.total.divide();
+        }
+        self.task.total
     }
 }
 
 impl<E: Element> Run<'_, E> {
     /// Dot products of all queries with the keys at `keys` of `offsets`.
     #[inline(always)]
-    fn scores<S: Simd>(&mut self, s: S, queries: usize, keys: Range<usize>) {
-        let mut i = 0;
-        while i < queries {
-            let left = queries - i;
+    fn scores<S: Simd>(&mut self, s: S, keys: Range<usize>) {
+        let mut start = keys.start;
+        while start < keys.end {
+            let together = start..keys.end.min(start.saturating_add(self.task.together()));
+            for head in 0..self.task.job.kv_heads.len() {
+                self.head_scores(s, head, together.clone());
+            }
+            start = together.end;
+        }
+    }
+
+    /// As `scores`, of one of the KV heads.
+    #[inline(always)]
+    fn head_scores<S: Simd>(&mut self, s: S, head: usize, keys: Range<usize>) {
+        let queries = self.task.queries();
+        let (mut i, end) = (head * queries, (head + 1) * queries);
+        while i < end {
+            let left = end - i;
             i += if S::WIDE {
                 match left {
                     1 => self.score_rows::<S, 1, 16>(s, i, keys.clone()),
@@ -283,16 +451,19 @@ impl<E: Element> Run<'_, E> {
         for (i, q) in q.iter_mut().enumerate() {
             *q = task.turned[(first + i) * task.padded..][..task.padded].as_chunks().0;
         }
-        let d = task.cache.head_dim;
+        let (d, column) = (task.cache.head_dim, task.head_offset(first));
+        let last = task.offsets.len();
         let mut j = keys.start;
         while j + J <= keys.end {
             let mut k: [&[E]; J] = [&[]; J];
             for (k, offset) in k.iter_mut().zip(&task.offsets[j..j + J]) {
-                *k = &self.k[*offset..][..d];
+                *k = &self.k[*offset + column..][..d];
             }
-            if first == 0 {
-                let ahead = &task.offsets[(j + AHEAD).min(keys.end)..(j + AHEAD + J).min(keys.end)];
-                ahead.iter().for_each(|offset| prefetch(s, &self.k[*offset..][..d]));
+            if first.is_multiple_of(task.queries()) {
+                let ahead = j + task.ahead();
+                for offset in &task.offsets[ahead.min(last)..(ahead + J).min(last)] {
+                    prefetch(s, &self.k[*offset + column..][..d]);
+                }
             }
             for (i, row) in dots(s, &q, &k).iter().enumerate() {
                 task.scores[(first + i) * width + j..][..J].copy_from_slice(row);
@@ -300,7 +471,7 @@ impl<E: Element> Run<'_, E> {
             j += J;
         }
         for j in j..keys.end {
-            let k = [&self.k[task.offsets[j]..][..d]];
+            let k = [&self.k[task.offsets[j] + column..][..d]];
             for (i, row) in dots(s, &q, &k).iter().enumerate() {
                 task.scores[(first + i) * width + j] = row[0];
             }
@@ -310,14 +481,36 @@ impl<E: Element> Run<'_, E> {
 
     /// The sums of split `split`, whose keys begin at `start` in `offsets` and `scores`.
     #[inline(always)]
-    fn values<S: Simd>(&mut self, s: S, queries: usize, split: usize, start: usize) {
+    fn values<S: Simd>(&mut self, s: S, split: usize, start: usize) {
         self.task.split.sum.fill(0.0);
         self.task.split.out.fill(0.0);
+        let (mut from, end) = (start, start + self.task.offsets.len());
+        while from < end {
+            let together = from..end.min(from.saturating_add(self.task.together()));
+            for head in 0..self.task.job.kv_heads.len() {
+                self.head_values(s, head, split, together.clone(), start);
+            }
+            from = together.end;
+        }
+    }
+
+    /// As `values`, of one of the KV heads and of the keys `together`.
+    #[inline(always)]
+    fn head_values<S: Simd>(
+        &mut self,
+        s: S,
+        head: usize,
+        split: usize,
+        together: Range<usize>,
+        start: usize,
+    ) {
         let tile = if S::WIDE { 4 } else { 2 };
-        for first in (0..queries).step_by(tile) {
-            let count = tile.min(queries - first);
+        let queries = head * self.task.queries()..(head + 1) * self.task.queries();
+        for first in queries.clone().step_by(tile) {
+            let count = tile.min(queries.end - first);
             let keys: [Range<usize>; 4] = std::array::from_fn(|i| {
                 let keys = self.task.keys(first + i.min(count - 1), split);
+                let keys = keys.start.max(together.start)..keys.end.min(together.end);
                 if keys.is_empty() { 0..0 } else { keys.start - start..keys.end - start }
             });
             // [start, common.start) and [common.end, end) differ by query; between, all see all.
@@ -379,6 +572,8 @@ impl<E: Element> Run<'_, E> {
     ) -> usize {
         let (task, column) = (&mut self.task, from * LANES);
         let end = (column + D * LANES).min(task.cache.head_dim);
+        let (head, ahead) = (task.head_offset(first), task.ahead());
+        let asks = first.is_multiple_of(task.queries());
         let mut weights: [&[f32]; Q] = [&[]; Q];
         for (i, weights) in weights.iter_mut().enumerate() {
             *weights = &task.scores[(first + i) * task.score_width..][keys.clone()];
@@ -393,8 +588,9 @@ impl<E: Element> Run<'_, E> {
             }
         }
         for (j, offset) in task.offsets[keys.clone()].iter().enumerate() {
-            if let (0, Some(ahead)) = (first, task.offsets.get(keys.start + j + AHEAD)) {
-                prefetch(s, &self.v[ahead + column..ahead + end]);
+            let offset = offset + head;
+            if let (true, Some(ahead)) = (asks, task.offsets.get(keys.start + j + ahead)) {
+                prefetch(s, &self.v[ahead + head..][column..end]);
             }
             let v = load_vectors::<S, E, D>(s, &self.v[offset + column..offset + end]);
             for i in 0..Q {
@@ -415,30 +611,5 @@ impl<E: Element> Run<'_, E> {
             }
         }
         D
-    }
-
-    /// Adds the split's sums to the total.
-    #[inline(always)]
-    fn merge(&mut self, queries: usize, split: usize) {
-        let task = &mut self.task;
-        for i in 0..queries {
-            if task.keys(i, split).is_empty() {
-                continue;
-            }
-            let range = i * task.padded..(i + 1) * task.padded;
-            let (next_sum, next_max) = (task.split.sum[i], task.split.max[i]);
-            let next = &task.split.out[range.clone()];
-            if split == 0 {
-                (task.total.max[i], task.total.sum[i]) = (next_max, next_sum);
-                task.total.out[range].copy_from_slice(next);
-                continue;
-            }
-            let (max, a, b) = rescale(task.total.max[i], next_max);
-            task.total.max[i] = max;
-            task.total.sum[i] = task.total.sum[i].mul_add(a, next_sum * b);
-            for (out, next) in task.total.out[range].iter_mut().zip(next) {
-                *out = out.mul_add(a, next * b);
-            }
-        }
     }
 }

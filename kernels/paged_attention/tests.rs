@@ -167,6 +167,21 @@ fn equals_the_reference_past_one_and_two_splits() {
 }
 
 #[test]
+fn equals_the_reference_for_rows_alone_over_many_heads() {
+    let alone = |keys: usize| (vec![(keys / 2, 0), (keys - keys / 2, 900)], vec![keys as u32 - 1]);
+    for (heads, kv_heads, d) in [(16, 8, 24), (10, 5, 16), (9, 3, 130)] {
+        for sequences in
+            [vec![alone(45)], vec![alone(1100)], [45, 3, 1100, 512, 513].map(alone).to_vec()]
+        {
+            for window in [None, Some(520)] {
+                let sequences = sequences.clone();
+                check(&Case { heads, kv_heads, d, window, sequences, ..Case::new(0, []) });
+            }
+        }
+    }
+}
+
+#[test]
 fn equals_the_reference_with_windows_caps_and_moved_segments() {
     for window in [Some(1), Some(7), Some(513), Some(600), Some(5000)] {
         check(&Case { window, ..Case::new(700, 0..6) });

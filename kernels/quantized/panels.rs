@@ -17,6 +17,7 @@ use std::ops::Range;
 
 use super::{Block, BlockFormat, GROUP};
 use crate::linear::{Columns, TILE};
+use crate::pages::prefer_large_pages;
 use crate::simd::LANES;
 use crate::threads::Threads;
 
@@ -104,10 +105,14 @@ impl Panels {
         let factors = some(format.has_factors(), tiles * (inputs / format.scale_len()));
         let offset_factors =
             some(format.has_factors() && format.has_offset(), tiles * (inputs / GROUP));
+        let lines = tiles * (inputs / GROUP) * 2 * format.bits();
+        let mut codes = Vec::with_capacity(lines);
+        prefer_large_pages(codes.spare_capacity_mut());
+        codes.resize(lines, Line([0; 64]));
         Self {
             format,
             inputs,
-            codes: vec![Line([0; 64]); tiles * (inputs / GROUP) * 2 * format.bits()],
+            codes,
             scales: vec![zeros; blocks],
             offsets: vec![zeros; some(format.has_offset(), blocks)],
             factors: vec![[0; TILE]; factors],

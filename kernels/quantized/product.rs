@@ -250,14 +250,17 @@ impl Part<'_> {
     }
 
     /// Only the first rows wait for a tile; so that they need not, all rows ask for the next one,
-    /// each for its share.
+    /// each for its stretch of it.
     #[inline(always)]
     fn ahead(&self, row: usize, lines: usize) -> Ahead {
         let block = self.job.x.block;
         let (index, blocks) = ((row - self.rows.start) / block, self.rows.len().div_ceil(block));
         match blocks {
             1 => Ahead::SameTile,
-            _ => Ahead::NextTile(2 * lines * index / blocks, 2 * lines * (index + 1) / blocks),
+            _ => {
+                let tile = 2 * lines * (self.job.x.inputs / GROUP);
+                Ahead::NextTile { first: tile * index / blocks, each: (2 * lines).div_ceil(blocks) }
+            }
         }
     }
 }
@@ -286,8 +289,11 @@ struct At {
 #[derive(Clone, Copy)]
 enum Ahead {
     SameTile,
-    /// Of each group's lines those from here to there.
-    NextTile(usize, usize),
+    /// Lines from `first` on, `each` with every group.
+    NextTile {
+        first: usize,
+        each: usize,
+    },
 }
 
 /// A format as a type, by its place in [`BlockFormat::ALL`].
@@ -371,7 +377,7 @@ impl<const F: usize, const UNPACKED: bool, const R: usize, const H: usize> IntKe
         for (group, codes) in codes.chunks_exact(2 * lines).take(groups).enumerate() {
             let at = tile * groups + group;
             let codes = &codes[first * lines..][..H * lines];
-            job.ask_for::<S, F>(s, at, ahead);
+            job.ask_for::<S, F>(s, (tile, group), ahead);
             for part in 0..Format::<F>::PARTS {
                 let mut sums = [[s.splat(0); H]; R];
                 if Format::<F>::FORMAT.center() != 0 {
@@ -425,19 +431,25 @@ impl<const F: usize, const UNPACKED: bool, const R: usize, const H: usize> IntKe
 }
 
 impl Job<'_> {
-    /// `group` counts from the first tile's.
     #[inline(always)]
-    fn ask_for<S: IntSimd, const F: usize>(self, s: S, group: usize, ahead: Ahead) {
+    fn ask_for<S: IntSimd, const F: usize>(
+        self,
+        s: S,
+        (tile, group): (usize, usize),
+        ahead: Ahead,
+    ) {
         let lines = 2 * Codes::<F, false>::LINES;
         let codes = self.panels.codes.as_ptr();
         match ahead {
             Ahead::SameTile => {
+                let group = tile * (self.x.inputs / GROUP) + group;
                 s.prefetch(codes.wrapping_add(group * lines).wrapping_byte_add(AHEAD));
             }
-            Ahead::NextTile(from, to) => {
-                let next = codes.wrapping_add((group + self.x.inputs / GROUP) * lines);
-                for line in from..to {
-                    s.prefetch(next.wrapping_add(line));
+            Ahead::NextTile { first, each } => {
+                let next = (tile + 1) * (self.x.inputs / GROUP) * lines;
+                let next = codes.wrapping_add(next + first + group * each);
+                for line in 0..each {
+                    s.prefetch_far(next.wrapping_add(line));
                 }
             }
         }

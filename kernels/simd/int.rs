@@ -32,6 +32,9 @@ pub(crate) trait IntSimd: Copy {
     fn prefetch<T>(self, data: *const T) {
         self.float().prefetch(data);
     }
+    fn prefetch_far<T>(self, data: *const T) {
+        self.float().prefetch_far(data);
+    }
 }
 
 impl IntSimd for Portable {

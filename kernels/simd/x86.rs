@@ -80,6 +80,11 @@ impl Simd for Avx512 {
         // SAFETY: a hint; the processor ignores addresses it cannot read.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(data.cast()) }
     }
+    #[inline(always)]
+    fn prefetch_far<T>(self, data: *const T) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(data.cast()) }
+    }
 
     with_token! {
         fn splat(x: f32) -> __m512 = _mm512_set1_ps;
@@ -111,6 +116,11 @@ impl Simd for Avx2 {
     fn prefetch<T>(self, data: *const T) {
         // SAFETY: a hint; the processor ignores addresses it cannot read.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(data.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far<T>(self, data: *const T) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(data.cast()) }
     }
 
     with_token! {
