@@ -150,9 +150,9 @@ pub struct EngineArgs {
     /// Type of the weights; auto takes what is stored
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
-    /// Type of the KV cache; auto takes that of the weights
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t = Dtype::Auto)]
-    pub kv_dtype: Dtype,
+    /// Type of the KV cache; auto takes that of the weights; int8 is approximate, on the CPU
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = KvType::Auto)]
+    pub kv_dtype: KvType,
     /// Tokens in a KV block
     #[arg(long, value_name = "N", default_value_t = EngineConfig::default().block_size,
           value_parser = parse_positive, allow_negative_numbers = true)]
@@ -508,13 +508,25 @@ impl Dtype {
             Self::F16 => Some(WeightDtype::F16),
         }
     }
+}
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvType {
+    Auto,
+    F32,
+    Bf16,
+    F16,
+    Int8,
+}
+
+impl KvType {
     pub fn kv(self) -> Option<KvDtype> {
         match self {
             Self::Auto => None,
             Self::F32 => Some(KvDtype::F32),
             Self::Bf16 => Some(KvDtype::Bf16),
             Self::F16 => Some(KvDtype::F16),
+            Self::Int8 => Some(KvDtype::Int8),
         }
     }
 }

@@ -285,7 +285,11 @@ fn types(
         WeightDtype::F16 | WeightDtype::Quantized => KvDtype::F16,
         WeightDtype::Bf16 => KvDtype::Bf16,
     });
-    if on_gpu && (dtype == WeightDtype::Bf16) != (kv_dtype == KvDtype::Bf16) {
+    if kv_dtype == KvDtype::Int8 && asked.kv_codec == Codec::Int8 {
+        return Err(Error::Int8Twice);
+    }
+    let computed = if dtype == WeightDtype::Bf16 { KvDtype::Bf16 } else { KvDtype::F16 };
+    if on_gpu && kv_dtype != computed {
         return Err(Error::KvOfAnotherType { weights: dtype.name(), kv: kv_dtype.name() });
     }
     Ok((dtype, kv_dtype))
@@ -331,9 +335,9 @@ fn attention_scale(model: &ModelConfig) -> usize {
 
 /// Bytes of a block in all layers, K and V; the largest number where no machine holds one.
 fn block_bytes(model: &ModelConfig, block_size: usize, kv_dtype: KvDtype) -> u64 {
-    let row = model.num_key_value_heads as u128 * model.head_dim as u128;
+    let row = model.num_key_value_heads as u128 * kv_dtype.vector_bytes(model.head_dim) as u128;
     let rows = 2 * model.num_hidden_layers as u128 * block_size as u128;
-    u64::try_from(rows * row * kv_dtype.size() as u128).unwrap_or(u64::MAX)
+    u64::try_from(rows * row).unwrap_or(u64::MAX)
 }
 
 impl EnginePlan {
@@ -469,6 +473,8 @@ mod tests {
         refuses(EngineConfig { dtype, ..base.clone() }, "not in f32; use --dtype bf16");
         let kv_dtype = Some(KvDtype::F16);
         refuses(EngineConfig { kv_dtype, ..base.clone() }, "f16 KV beside bf16 weights");
+        let kv_dtype = Some(KvDtype::Int8);
+        refuses(EngineConfig { kv_dtype, ..base.clone() }, "int8 KV beside bf16 weights");
         refuses(EngineConfig { kv_memory: Some(7 << 30), ..base.clone() }, "lower --kv-memory");
         let max_num_batched_tokens = 65_536;
         refuses(EngineConfig { max_num_batched_tokens, ..base.clone() }, "at most 65535");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Storage, Tensor};
 use strand_kernels::gpu::HostBytes;
 use strand_kernels::{BlockTables, filter_view};
 use strand_layers::attention::AttentionMetadata;
@@ -41,20 +41,13 @@ impl Runner for CpuRunner {
             &inputs.logits_rows,
             &inputs.hidden_rows,
         )?;
-        let vocab_size = self.decoder.vocab_size();
-        let mut logits = to_rows(&logits)?;
-        let mut hidden = hidden.to_vec2::<f32>()?.into_iter();
-        let mut outputs = Vec::with_capacity(batch.rows.len());
-        let mut rows = logits.chunks_exact_mut(vocab_size);
+        let outputs = self.read(batch, &logits, &hidden.to_vec2()?)?;
         let mut failure = None;
-        for row in &batch.rows {
-            let output = row_output(row, &mut rows, &mut hidden).and_then(|output| {
-                let error = || failure.get_or_insert_with(|| self.name_the_layer(&inputs)).clone();
-                output.ok_or_else(error)
-            });
-            outputs.push(output);
-        }
-        Ok(outputs)
+        let mut sound = |output: Result<Option<RowOutput>, Error>| {
+            let error = || failure.get_or_insert_with(|| self.name_the_layer(&inputs)).clone();
+            output.and_then(|output| output.ok_or_else(error))
+        };
+        Ok(outputs.into_iter().map(&mut sound).collect())
     }
 
     fn gather(&mut self, slots: &[u32]) -> Result<SegmentKv, Error> {
@@ -68,6 +61,36 @@ impl Runner for CpuRunner {
 }
 
 impl CpuRunner {
+    /// What the rows of a batch come to, each read by one thread.
+    fn read(
+        &self,
+        batch: &Batch,
+        logits: &Tensor,
+        hidden: &[Vec<f32>],
+    ) -> Result<Vec<Result<Option<RowOutput>, Error>>, Error> {
+        let (storage, layout) = logits.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else {
+            unreachable!("the CPU's decoder makes tensors of the CPU");
+        };
+        let logits = &storage.as_slice::<f32>()?[layout.start_offset()..];
+        let vocab_size = self.decoder.vocab_size();
+        let mut outputs = Vec::with_capacity(batch.rows.len());
+        let (mut logits_row, mut hidden_row) = (0, 0);
+        for row in &batch.rows {
+            let prompt = row.prompt_logprobs.as_ref().map_or(0, |wanted| wanted.rows.len());
+            let wanted = prompt + usize::from(row.sample.is_some());
+            let logits = &logits[logits_row * vocab_size..(logits_row + wanted) * vocab_size];
+            outputs.push((row, logits, &hidden[hidden_row..hidden_row + row.hidden.len()], None));
+            (logits_row, hidden_row) = (logits_row + wanted, hidden_row + row.hidden.len());
+        }
+        self.decoder.threads().for_each_chunk(&mut outputs, 1, |_, output| {
+            let (row, logits, hidden, output) = &mut output[0];
+            let mut logits = logits.chunks_exact(vocab_size);
+            *output = Some(row_output(row, &mut logits, &mut hidden.iter().cloned()));
+        });
+        Ok(outputs.into_iter().map(|(.., output)| output.expect("every row is read")).collect())
+    }
+
     /// Computes the step again, looking at every layer's output. The same rows are written to
     /// the same places, so nothing changes.
     fn name_the_layer(&mut self, inputs: &Inputs) -> Error {
@@ -78,10 +101,6 @@ impl CpuRunner {
             Err(error) => error.into(),
         }
     }
-}
-
-fn to_rows(logits: &Tensor) -> Result<Vec<f32>, Error> {
-    Ok(logits.flatten_all()?.to_vec1::<f32>()?)
 }
 
 /// The forward's arguments.

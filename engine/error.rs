@@ -64,6 +64,11 @@ pub enum Error {
          leave --kv-dtype out"
     )]
     KvOfAnotherType { weights: &'static str, kv: &'static str },
+    #[error(
+        "KV held as int8 can't be written as int8 again; use --kv-codec planes or raw, or another \
+         --kv-dtype"
+    )]
+    Int8Twice,
     #[error("max_model_len {asked} exceeds the {supported} positions the model was made for")]
     LengthBeyondModel { asked: usize, supported: usize },
     #[error("{0}")]

@@ -13,7 +13,7 @@ use crate::grammar::PendingMask;
 /// The grammar can't say what may come next.
 pub(crate) fn row_output<'a>(
     row: &BatchRow,
-    rows: &mut impl Iterator<Item = &'a mut [f32]>,
+    rows: &mut impl Iterator<Item = &'a [f32]>,
     hidden: &mut impl Iterator<Item = Vec<f32>>,
 ) -> Result<Option<RowOutput>, Error> {
     let hidden: Vec<Vec<f32>> = hidden.take(row.hidden.len()).collect();
@@ -37,12 +37,11 @@ pub(crate) fn row_output<'a>(
     Ok(is_sound.then_some(output))
 }
 
-/// The token after a run, with what was asked to be told of it. `logits` is scratch afterwards.
+/// The token after a run, with what was asked to be told of it.
 ///
 /// # Errors
 /// The grammar can't say what may come next.
-pub(crate) fn choose(logits: &mut [f32], wanted: &SampleRequest) -> Result<Sampled, Error> {
-    let before = wanted.logprobs.map(|_| logits.to_vec());
+pub(crate) fn choose(logits: &[f32], wanted: &SampleRequest) -> Result<Sampled, Error> {
     let (prompt, generated) = wanted.history.split_at(wanted.prompt_len);
     let context = DrawContext {
         choice: wanted.choice,
@@ -52,8 +51,7 @@ pub(crate) fn choose(logits: &mut [f32], wanted: &SampleRequest) -> Result<Sampl
         suppressed: &wanted.suppressed,
         allowed: wanted.allowed.as_ref().map(PendingMask::wait).transpose()?,
     };
-    let token = sampler::sample(logits, &wanted.params, &context);
-    let logprobs =
-        before.zip(wanted.logprobs).map(|(logits, top)| sampler::logprobs(&logits, token, top));
+    let token = sampler::sample(&mut logits.to_vec(), &wanted.params, &context);
+    let logprobs = wanted.logprobs.map(|top| sampler::logprobs(logits, token, top));
     Ok(Sampled { token, logprobs })
 }

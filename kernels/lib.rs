@@ -49,7 +49,7 @@ pub use isa::Isa;
 pub use linear::{Linear, PackedWeight, linear_reference};
 pub use mmap::Mmap;
 pub use move_rows::{ScatterRows, gather_rows};
-pub use paged_attention::{PagedAttention, paged_attention_reference};
+pub use paged_attention::{PagedAttention, PlainCache, paged_attention_reference};
 pub use pages::zeros;
 pub use poison::PoisonBlocks;
 pub use quantized::BlockFormat;

@@ -10,7 +10,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor};
 use half::{bf16, f16};
 
-/// cache (blocks, block_size, kv_heads, d) f32, f16 or bf16 -> the rows at `slots`, one after
+/// cache (blocks, block_size, kv_heads, d) f32, f16, bf16 or int8 -> the rows at `slots`, one after
 /// another, in `out`; a slot is block * block_size + offset.
 ///
 /// # Errors
@@ -19,7 +19,7 @@ use half::{bf16, f16};
 pub fn gather_rows(cache: &Tensor, slots: &[u32], out: &mut [u8]) -> candle_core::Result<()> {
     const OP: &str = "gather_rows";
     let (storage, layout) = cache.storage_and_layout();
-    let shape = CacheShape::of(OP, "cache", layout)?;
+    let shape = CacheShape::of(OP, "cache", cache.dtype(), layout)?;
     check_slots(OP, slots, shape)?;
     check_rows(OP, slots, out, shape.width() * cache.dtype().size_in_bytes())?;
     let Storage::Cpu(storage) = &*storage else {
@@ -30,6 +30,7 @@ pub fn gather_rows(cache: &Tensor, slots: &[u32], out: &mut [u8]) -> candle_core
         CpuStorage::F32(cache) => gather(&cache[start..], slots, shape, out),
         CpuStorage::F16(cache) => gather(&cache[start..], slots, shape, out),
         CpuStorage::BF16(cache) => gather(&cache[start..], slots, shape, out),
+        CpuStorage::U8(cache) => gather(&cache[start..], slots, shape, out),
         other => return Err(not_kv(OP, other.dtype()).into()),
     }
     Ok(())
@@ -55,6 +56,7 @@ impl InplaceOp1 for ScatterRows<'_> {
             CpuStorage::F32(cache) => self.scatter(&mut cache[start..], shape),
             CpuStorage::F16(cache) => self.scatter(&mut cache[start..], shape),
             CpuStorage::BF16(cache) => self.scatter(&mut cache[start..], shape),
+            CpuStorage::U8(cache) => self.scatter(&mut cache[start..], shape),
             other => return Err(not_kv(self.name(), other.dtype()).into()),
         }
         Ok(())
@@ -69,10 +71,10 @@ impl ScatterRows<'_> {
 
     fn check_layout(&self, layout: &Layout, dtype: DType) -> Result<CacheShape, Error> {
         const OP: &str = "scatter_rows";
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::U8) {
             return Err(not_kv(OP, dtype));
         }
-        let shape = CacheShape::of(OP, "cache", layout)?;
+        let shape = CacheShape::of(OP, "cache", dtype, layout)?;
         check_slots(OP, self.slots, shape)?;
         check_rows(OP, self.slots, self.rows, shape.width() * dtype.size_in_bytes())?;
         Ok(shape)
@@ -155,19 +157,30 @@ bits!(f32, 4);
 bits!(f16, 2);
 bits!(bf16, 2);
 
+impl Bits<1> for u8 {
+    #[inline(always)]
+    fn bits(self) -> [u8; 1] {
+        [self]
+    }
+    #[inline(always)]
+    fn from_bits_of([byte]: [u8; 1]) -> Self {
+        byte
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::Random;
     use candle_core::Device;
 
-    const DIMS: (usize, usize, usize, usize) = (5, 4, 2, 3); // 20 slots of 6 values
+    const DIMS: (usize, usize, usize, usize) = (5, 4, 1, 6); // 20 slots of 6 values
 
     /// Any bits: NaNs quiet and signalling with payloads, infinities, subnormals.
     fn random_rows(random: &mut Random, rows: usize, size: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..rows * 6 * size).map(|_| random.below(256) as u8).collect();
         let nan: &[u8] = if size == 4 { &[0x34, 0x12, 0x80, 0x7F] } else { &[0x93, 0x7F] };
-        bytes[..size].copy_from_slice(nan);
+        bytes[..nan.len()].copy_from_slice(nan);
         bytes
     }
 
@@ -184,7 +197,7 @@ mod tests {
     fn rows_come_back_bit_for_bit_and_lie_where_they_were_put() {
         let mut random = Random::new(51);
         let slots = [7, 8, 9, 10, 2, 19, 0, 1, 15];
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::U8] {
             let (cache, size) = (zeros(dtype), dtype.size_in_bytes());
             let rows = random_rows(&mut random, slots.len(), size);
             cache.inplace_op1(&ScatterRows { slots: &slots, rows: &rows }).unwrap();
@@ -228,11 +241,14 @@ mod tests {
         assert!(refusal(&cache, &[0, 20], &ones).contains("a slot is 20, must be below"));
         let found = refusal(&cache, &[0, 1], &ones[1..]);
         assert!(found.contains("length in bytes is 23, must be 24: 2 rows of 12"), "{found}");
-        assert!(refusal(&zeros(DType::F64), &[0], &[0; 48]).contains("f32, f16 or bf16, got F64"));
+        assert!(
+            refusal(&zeros(DType::F64), &[0], &[0; 48])
+                .contains("f32, f16, bf16 or u8 (int8), got F64")
+        );
         assert_eq!(gathered(&cache, &[0, 1]).unwrap(), [0; 24]);
         let refusal = |cache: &Tensor| gathered(cache, &[0, 20]).unwrap_err().to_string();
         assert!(refusal(&cache).contains("a slot is 20, must be below the cache's 20"));
-        assert!(refusal(&cache.transpose(1, 2).unwrap()).contains("contiguous"));
+        assert!(refusal(&cache.transpose(0, 1).unwrap()).contains("contiguous"));
         let short = gather_rows(&cache, &[0, 1], &mut [0; 23]).unwrap_err().to_string();
         assert!(short.contains("length in bytes is 23, must be 24: 2 rows of 12"), "{short}");
     }

@@ -13,10 +13,13 @@
 //! - `max` over the split, `weight = exp(score - max)`;
 //! - `sum` and `out` key by key, ascending: `sum += weight`, `out = weight.mul_add(v, out)`.
 //!
+//! Where K and V are int8, k and v are the integers, `dot(q, k)` is multiplied by the key's scale
+//! before `scale`, and the weight of v by its value's.
+//!
 //! Splits merge in ascending order (`Partial::merge`), the result is `out / sum`. A NaN score
 //! makes its row and head NaN.
 
-use crate::dtype::Element;
+use crate::dtype::Stored;
 use crate::error::Error;
 use crate::filter_view::{BlockTables, TableEntry};
 use crate::math::{dot, exp, tanh};
@@ -31,6 +34,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 mod fast;
+mod jobs;
 mod lanes;
 
 const OP: &str = "paged_attention";
@@ -68,8 +72,8 @@ impl CustomOp3 for PagedAttention {
         v_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let q = Rows::new(OP, "q", q, q_layout)?;
-        let cache = CacheShape::of(OP, "the K cache", k_layout)?;
-        if CacheShape::of(OP, "the V cache", v_layout)? != cache {
+        let cache = CacheShape::of(OP, "the K cache", k.dtype(), k_layout)?;
+        if CacheShape::of(OP, "the V cache", v.dtype(), v_layout)? != cache {
             let expected = format!("of the K cache's shape {:?}", k_layout.dims());
             return Err(refused(OP, "the V cache", expected, v_layout).into());
         }
@@ -82,6 +86,7 @@ impl CustomOp3 for PagedAttention {
             CpuStorage::F32(_) => self.product::<f32>(q, cache, (k, k_layout), (v, v_layout)),
             CpuStorage::F16(_) => self.product::<f16>(q, cache, (k, k_layout), (v, v_layout)),
             CpuStorage::BF16(_) => self.product::<bf16>(q, cache, (k, k_layout), (v, v_layout)),
+            CpuStorage::U8(_) => self.product::<u8>(q, cache, (k, k_layout), (v, v_layout)),
             other => Err(not_kv(OP, other.dtype())),
         }?;
         Ok((CpuStorage::F32(out), Shape::from((q.count, q.width))))
@@ -89,7 +94,7 @@ impl CustomOp3 for PagedAttention {
 }
 
 impl PagedAttention {
-    fn product<E: Element>(
+    fn product<E: Stored>(
         &self,
         q: Rows,
         cache: CacheShape,
@@ -226,10 +231,24 @@ pub(crate) fn rescale(before: f32, next: f32) -> (f32, f32, f32) {
     (max, exp(before - max), exp(next - max))
 }
 
-/// Caches as f32, and where the head of an entry's key j begins in them.
-type Lookup<'a> = (&'a [f32], &'a [f32], &'a dyn Fn(&TableEntry, usize) -> usize);
+/// A whole cache for the reference: its numbers, and of each vector the scale (none: all 1).
+#[derive(Clone, Copy)]
+pub struct PlainCache<'a> {
+    pub numbers: &'a [f32],
+    pub scales: &'a [f32],
+}
 
-/// The plain loops. `q` (rows, num_heads * d); `k` and `v` hold the whole caches as f32.
+impl PlainCache<'_> {
+    fn vector(&self, index: usize, d: usize) -> (&[f32], f32) {
+        let scale = self.scales.get(index).copied().unwrap_or(1.0);
+        (&self.numbers[index * d..][..d], scale)
+    }
+}
+
+/// Caches, and which of their vectors is the head of an entry's key j.
+type Lookup<'a> = (PlainCache<'a>, PlainCache<'a>, &'a dyn Fn(&TableEntry, usize) -> usize);
+
+/// The plain loops. `q` (rows, num_heads * d).
 ///
 /// # Panics
 /// Where the op would refuse.
@@ -237,8 +256,8 @@ pub fn paged_attention_reference(
     op: &PagedAttention,
     q: &[f32],
     cache: CacheShape,
-    k: &[f32],
-    v: &[f32],
+    k: PlainCache,
+    v: PlainCache,
 ) -> Vec<f32> {
     let (d, width) = (cache.head_dim, op.num_heads * cache.head_dim);
     op.check(q.len() / width, cache).expect("arguments inside the op's limits");
@@ -250,7 +269,7 @@ pub fn paged_attention_reference(
                 let q = &q[row * width + head * d..][..d];
                 let place = |entry: &TableEntry, j: usize| {
                     let row = entry.row as usize + j - entry.first as usize;
-                    row * cache.width() + kv_head * d
+                    row * cache.kv_heads + kv_head
                 };
                 let visible = op.visible(op.positions[row]);
                 let mut total: Option<Partial> = None;
@@ -288,7 +307,8 @@ fn reference_split(
         let entry = entry_of(j);
         let turned = i64::from(op.positions[row]) - i64::from(entry.delta);
         let q = rope_reference(q, &op.rotary, usize::try_from(turned).expect("checked"));
-        let score = dot(&q, &k[place(entry, j)..][..q.len()]) * op.scale;
+        let (k, k_scale) = k.vector(place(entry, j), q.len());
+        let score = dot(&q, k) * k_scale * op.scale;
         scores.push(op.soft_cap.map_or(score, |cap| cap * tanh(score / cap)));
     }
     let max = scores.iter().fold(f32::NEG_INFINITY, |max, &s| if max > s { max } else { s });
@@ -296,7 +316,9 @@ fn reference_split(
     for (j, score) in keys.zip(scores) {
         let weight = exp(score - max);
         split.sum += weight;
-        for (out, v) in split.out.iter_mut().zip(&v[place(entry_of(j), j)..]) {
+        let (v, v_scale) = v.vector(place(entry_of(j), j), q.len());
+        let weight = weight * v_scale;
+        for (out, v) in split.out.iter_mut().zip(v) {
             *out = weight.mul_add(*v, *out);
         }
     }

@@ -22,6 +22,9 @@ pub(crate) const LANES: usize = 16;
 /// Added to a number in -2^22..2^22, leaves its nearest integer in the low bits.
 pub(crate) const ROUNDING: f32 = 12_582_912.0; // 1.5 * 2^23
 
+/// Numbers that are all below it become integers as zeros do: their scale has no reciprocal.
+pub(crate) const SMALLEST: f32 = f32::MIN_POSITIVE * 256.0;
+
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes.
     type V: Copy;
@@ -32,6 +35,9 @@ pub(crate) trait Simd: Copy {
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn load_bf16(self, x: &[bf16; LANES]) -> Self::V;
     fn load_f16(self, x: &[f16; LANES]) -> Self::V;
+    fn load_u8(self, x: &[u8; LANES]) -> Self::V;
+    /// As [`Simd::load_u8`], of signed bytes.
+    fn load_i8(self, x: &[u8; LANES]) -> Self::V;
     fn store(self, v: Self::V, out: &mut [f32; LANES]);
     /// a * b + c, rounded once.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -92,6 +98,14 @@ impl Simd for Portable {
     #[inline(always)]
     fn load_f16(self, x: &[f16; LANES]) -> Self::V {
         x.map(f16::to_f32)
+    }
+    #[inline(always)]
+    fn load_u8(self, x: &[u8; LANES]) -> Self::V {
+        x.map(f32::from)
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; LANES]) -> Self::V {
+        x.map(|x| f32::from(x.cast_signed()))
     }
     #[inline(always)]
     fn store(self, v: Self::V, out: &mut [f32; LANES]) {

@@ -1,15 +1,15 @@
 //! Writes rows of K or V into the paged cache, in place.
 
-use crate::dtype::Element;
+use crate::dtype::{Element, quantize_vector};
 use crate::error::Error;
 use crate::view::{CacheShape, Rows, refused};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result};
 use std::sync::Arc;
 
-/// cache (blocks, block_size, kv_heads, d) f32, f16 or bf16; x (rows, kv_heads * d) f32, any row
-/// stride: row r goes to cache row `slot_mapping[r]` = block * block_size + offset, rounded to
-/// nearest even. Two rows for one place: the later one stays.
+/// cache (blocks, block_size, kv_heads, d) of a [`KvDtype`](crate::KvDtype); x (rows, kv_heads * d)
+/// f32, any row stride: row r goes to cache row `slot_mapping[r]` = block * block_size + offset,
+/// rounded to nearest even. Two rows for one place: the later one stays.
 pub struct StoreKv {
     pub slot_mapping: Arc<Vec<u32>>,
 }
@@ -26,10 +26,10 @@ impl InplaceOp2 for StoreKv {
         x: &CpuStorage,
         layout: &Layout,
     ) -> Result<()> {
-        let shape = CacheShape::of("store_kv", "cache", cache_layout)?;
+        let shape = CacheShape::of("store_kv", "cache", cache.dtype(), cache_layout)?;
         let x = Rows::new("store_kv", "x", x, layout)?;
-        if x.width != shape.width() {
-            let expected = format!("(rows, {})", shape.width());
+        if x.width != shape.kv_heads * shape.head_dim {
+            let expected = format!("(rows, {})", shape.kv_heads * shape.head_dim);
             return Err(refused("store_kv", "x", expected, layout).into());
         }
         if self.slot_mapping.len() != x.count {
@@ -46,6 +46,7 @@ impl InplaceOp2 for StoreKv {
             CpuStorage::F32(cache) => self.store(&mut cache[start..], x),
             CpuStorage::F16(cache) => self.store(&mut cache[start..], x),
             CpuStorage::BF16(cache) => self.store(&mut cache[start..], x),
+            CpuStorage::U8(cache) => self.store_scaled(&mut cache[start..], x, shape),
             other => return Err(not_kv("store_kv", other.dtype()).into()),
         }
         Ok(())
@@ -56,15 +57,23 @@ impl StoreKv {
     fn store<E: Element>(&self, cache: &mut [E], x: Rows) {
         for (r, slot) in self.slot_mapping.iter().enumerate() {
             let row = &mut cache[*slot as usize * x.width..][..x.width];
-            for (stored, value) in row.iter_mut().zip(x.row(r)) {
-                *stored = E::narrow(*value);
+            E::narrow_all(x.row(r), row);
+        }
+    }
+
+    fn store_scaled(&self, cache: &mut [u8], x: Rows, shape: CacheShape) {
+        for (r, slot) in self.slot_mapping.iter().enumerate() {
+            let row = &mut cache[*slot as usize * shape.width()..][..shape.width()];
+            let vectors = x.row(r).chunks_exact(shape.head_dim);
+            for (x, stored) in vectors.zip(row.chunks_exact_mut(shape.stored_dim)) {
+                quantize_vector(x, stored);
             }
         }
     }
 }
 
 pub(crate) fn not_kv(op: &'static str, found: DType) -> Error {
-    Error::Dtype { op, operand: "the cache", expected: "f32, f16 or bf16", found }
+    Error::Dtype { op, operand: "the cache", expected: "f32, f16, bf16 or u8 (int8)", found }
 }
 
 #[cfg(test)]
@@ -94,6 +103,23 @@ mod tests {
     }
 
     #[test]
+    fn int8_vectors_have_their_scale_behind_them() {
+        let cache = Tensor::zeros((1, 2, 2, 3 + 4), DType::U8, &Device::Cpu).unwrap();
+        let x = [[1.0f32, -2.0, 0.5, 0.0, 1e-40, 0.0], [f32::NAN, 1.0, 0.0, 254.0, -1.0, 3.0]];
+        let x = Tensor::new(&x, &Device::Cpu).unwrap();
+        cache.inplace_op2(&x, &StoreKv { slot_mapping: Arc::new(vec![1, 0]) }).unwrap();
+        let stored: Vec<Vec<u8>> = cache.reshape((4, 7)).unwrap().to_vec2().unwrap();
+        let vector = |i: usize| {
+            let (numbers, scale) = stored[i].split_first_chunk::<3>().unwrap();
+            (numbers.map(u8::cast_signed), f32::from_le_bytes(scale.try_into().unwrap()))
+        };
+        assert_eq!(vector(2), ([64, -127, 32], 2.0 / 127.0)); // 63.5 and 31.75
+        assert_eq!(vector(3), ([0, 0, 0], 0.0));
+        assert_eq!(vector(1), ([127, 0, 2], 2.0)); // -0.5 and 1.5, to even
+        assert!(vector(0).1.is_nan());
+    }
+
+    #[test]
     fn what_lies_outside_is_refused_and_nothing_written() {
         let cache = Tensor::zeros((2, 2, 1, 2), DType::F32, &Device::Cpu).unwrap();
         let x = Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap();
@@ -106,7 +132,9 @@ mod tests {
         let other = Tensor::zeros((2, 2, 1, 3), DType::F32, &Device::Cpu).unwrap();
         assert!(refusal(&other, vec![0, 1]).contains("x must be (rows, 3)"));
         let other = Tensor::zeros((2, 2, 1, 2), DType::F64, &Device::Cpu).unwrap();
-        assert!(refusal(&other, vec![0, 1]).contains("must be f32, f16 or bf16, got F64"));
+        assert!(
+            refusal(&other, vec![0, 1]).contains("must be f32, f16, bf16 or u8 (int8), got F64")
+        );
         let sum: f32 = cache.sum_all().unwrap().to_scalar().unwrap();
         assert_eq!(sum, 0.0);
     }

@@ -1,9 +1,9 @@
 //! A candle storage and layout, checked and turned into slices.
 
-use crate::dtype::Element;
+use crate::dtype::{SCALE_BYTES, Stored};
 use crate::error::Error;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, Layout};
+use candle_core::{CpuStorage, DType, Layout};
 
 /// A 2-D f32 operand: rows of `width` contiguous values at any distance (a `narrow` of a fused
 /// product is one).
@@ -43,38 +43,43 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The shape of a layer's K or V: (blocks, block_size, kv_heads, head_dim).
+/// The shape of a layer's K or V: (blocks, block_size, kv_heads, stored_dim).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheShape {
     pub blocks: usize,
     pub block_size: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    /// What a head's vector takes: [`KvDtype::stored_dim`](crate::KvDtype::stored_dim).
+    pub stored_dim: usize,
 }
 
 impl CacheShape {
     /// Values a token takes.
     pub fn width(&self) -> usize {
-        self.kv_heads * self.head_dim
+        self.kv_heads * self.stored_dim
     }
 
     pub(crate) fn of(
         op: &'static str,
         operand: &'static str,
+        dtype: DType,
         layout: &Layout,
     ) -> Result<Self, Error> {
-        let expected = "contiguous (blocks, block_size, kv_heads, head_dim)";
-        let &[blocks, block_size, kv_heads, head_dim] = layout.dims() else {
+        let expected = "contiguous (blocks, block_size, kv_heads, head_dim, int8 with its scale)";
+        let &[blocks, block_size, kv_heads, stored_dim] = layout.dims() else {
             return Err(refused(op, operand, expected, layout));
         };
+        let scale = if dtype == DType::U8 { SCALE_BYTES } else { 0 };
+        let head_dim = stored_dim.saturating_sub(scale);
         if !layout.is_contiguous() || block_size * kv_heads * head_dim == 0 {
             return Err(refused(op, operand, expected, layout));
         }
-        Ok(Self { blocks, block_size, kv_heads, head_dim })
+        Ok(Self { blocks, block_size, kv_heads, head_dim, stored_dim })
     }
 
     /// The cache's values out of its storage.
-    pub(crate) fn values<'a, E: Element>(
+    pub(crate) fn values<'a, E: Stored>(
         &self,
         op: &'static str,
         operand: &'static str,
@@ -87,7 +92,7 @@ impl CacheShape {
     }
 }
 
-fn slice<'a, E: Element>(
+fn slice<'a, E: Stored>(
     op: &'static str,
     operand: &'static str,
     storage: &'a CpuStorage,

@@ -60,7 +60,7 @@ impl GpuKvCache {
     /// Zeroed memory; `dtype` is one a GPU computes with.
     pub fn new(gpu: &Gpu, shape: KvCacheShape, dtype: KvDtype) -> Result<Self, Error> {
         let slots = shape.num_blocks * shape.block_size;
-        let row_bytes = shape.kv_heads * shape.head_dim * dtype.size();
+        let row_bytes = shape.kv_heads * dtype.vector_bytes(shape.head_dim);
         let frame_stride = (slots * row_bytes).next_multiple_of(ALIGNMENT);
         let num_frames = 2 * shape.layers;
         let pool = gpu.zeros((num_frames * frame_stride).max(1))?.all();

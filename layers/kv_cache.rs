@@ -15,7 +15,7 @@ pub struct KvCache {
     threads: Threads,
 }
 
-/// Both (num_blocks, block_size, kv_heads, head_dim).
+/// Both (num_blocks, block_size, kv_heads, head_dim), behind each int8 vector its scale.
 pub struct LayerCache {
     pub k: Tensor,
     pub v: Tensor,
@@ -34,7 +34,8 @@ pub struct KvCacheShape {
 impl KvCache {
     /// Zeroed memory, which the system provides page by page when it is first written.
     pub fn new(shape: KvCacheShape, dtype: KvDtype, threads: &Threads) -> Result<Self> {
-        let dims = (shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_dim);
+        let stored_dim = dtype.stored_dim(shape.head_dim);
+        let dims = (shape.num_blocks, shape.block_size, shape.kv_heads, stored_dim);
         let count = dims.0 * dims.1 * dims.2 * dims.3;
         let rows = || match dtype {
             KvDtype::F32 => Tensor::from_vec(zeros::<f32>(count), dims, &Device::Cpu),
@@ -47,6 +48,7 @@ impl KvCache {
                 let rows: Vec<bf16> = zeros::<u16>(count).reinterpret_into();
                 Tensor::from_vec(rows, dims, &Device::Cpu)
             }
+            KvDtype::Int8 => Tensor::from_vec(zeros::<u8>(count), dims, &Device::Cpu),
         };
         let layers = (0..shape.layers)
             .map(|_| Ok(LayerCache { k: rows()?, v: rows()? }))
@@ -66,7 +68,7 @@ impl KvCache {
 
     /// The rows at `slots` (block x block size + offset) off the device: one frame for each
     /// (layer, K or V), layer 0's K, layer 0's V, layer 1's K, ..., one after another. A frame
-    /// holds the rows in the order of the slots, each (kv_heads, head_dim) in the pool's type,
+    /// holds the rows in the order of the slots, each (kv_heads, head_dim) as the pool has them,
     /// little endian, bit for bit.
     pub fn gather(&self, slots: &[u32]) -> Result<Vec<u8>> {
         let caches = self.caches();
@@ -120,8 +122,8 @@ impl KvCache {
     /// Bytes of a row of a frame.
     fn row_bytes(&self) -> Result<usize> {
         let Some(layer) = self.layers.first() else { return Ok(0) };
-        let (_, _, kv_heads, head_dim) = layer.k.dims4()?;
-        Ok(kv_heads * head_dim * self.dtype.size())
+        let (_, _, kv_heads, stored_dim) = layer.k.dims4()?;
+        Ok(kv_heads * stored_dim * self.dtype.size())
     }
 
     /// In the order of frames.
@@ -144,7 +146,8 @@ mod tests {
     /// Six frames of `rows` rows; every byte 0xFF but for a number that tells them apart, so that
     /// each number is a NaN with a payload of its own.
     fn frames(dtype: KvDtype, rows: usize) -> Vec<u8> {
-        let numbers = 2 * SHAPE.layers * rows * SHAPE.kv_heads * SHAPE.head_dim;
+        let stored_dim = dtype.stored_dim(SHAPE.head_dim);
+        let numbers = 2 * SHAPE.layers * rows * SHAPE.kv_heads * stored_dim;
         let number = |i: usize| {
             let mut bytes = vec![0xFF; dtype.size()];
             bytes[0] = i as u8 % 251;
@@ -155,7 +158,7 @@ mod tests {
 
     #[test]
     fn rows_leave_one_pool_and_enter_another_at_other_places_bit_for_bit() {
-        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16, KvDtype::Int8] {
             let (mut one, mut other) = (cache(dtype), cache(dtype));
             let kv = frames(dtype, 6);
             one.scatter(&[8, 9, 10, 3, 2, 15], &kv, 0).unwrap();

@@ -69,6 +69,11 @@ impl Decoder {
         &self.rotary
     }
 
+    /// What the forward runs on.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
     pub fn vocab_size(&self) -> usize {
         self.embed_tokens.out_features()
     }

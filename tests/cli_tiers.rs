@@ -392,6 +392,28 @@ fn int8_is_used_only_when_asked_for_and_says_so() {
 }
 
 #[test]
+fn kv_held_as_int8_takes_half_is_saved_and_restored_bit_for_bit() {
+    let place = Place::new("held-int8");
+    let flags = ["--kv-dtype", "int8", "--restore", "always"];
+    let input = format!("/load DIR/config.py\n/save config.py\n{QUESTION}");
+    let (plain, held) = (place.objects(&[], &input), place.objects(&flags, &input));
+    let bytes = |answers: &[Value]| {
+        answers[1]["chunks"][0]["raw_bytes"].as_u64().unwrap_or_else(|| panic!("{answers:?}"))
+    };
+    // heads of 64 numbers: 68 bytes instead of 128
+    assert_eq!(bytes(&held) * 128, bytes(&plain) * 68);
+    assert_eq!(place.kv_files().len(), 2, "KV of another type is another KV");
+    let again = place.objects(&flags, &format!("/restore config.py\n{QUESTION}"));
+    assert_eq!((&again[0]["from"], &again[1]["exactness"]), (&json!("disk"), &json!("bitwise")));
+    assert_eq!(again[1]["token_ids"], held[2]["token_ids"]);
+
+    let run = place.chat(&flags, "/load DIR/config.py\n/save config.py --codec int8\n");
+    assert!(run.err.contains("held as int8 already; save it as planes or raw"), "{run:?}");
+    let run = place.chat(&["--kv-dtype", "int8", "--kv-codec", "int8"], "");
+    assert!(run.err.contains("can't be written as int8 again; use --kv-codec planes"), "{run:?}");
+}
+
+#[test]
 fn a_chunk_that_came_back_with_loss_is_saved_as_computed() {
     let place = Place::new("int8-again");
     let flags = ["--restore", "always", "--kv-codec", "int8"];

@@ -202,6 +202,7 @@ fn prefill_and_decode_give_the_same_bits() {
         (WeightDtype::Bf16, KvDtype::Bf16),
         (WeightDtype::F32, KvDtype::F32),
         (WeightDtype::F16, KvDtype::F16),
+        (WeightDtype::Bf16, KvDtype::Int8),
     ] {
         let config = EngineConfig { dtype: Some(dtype), kv_dtype: Some(kv_dtype), ..base() };
         prefilled_and_decoded(&config);

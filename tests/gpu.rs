@@ -92,7 +92,7 @@ fn small_speaker() -> ModelFiles {
 #[test]
 fn gpu_logits_after_any_history_are_those_of_a_fresh_engine() {
     for device in devices() {
-        let seen = histories::run(Place { device, model: small_speaker }, 0..12);
+        let seen = histories::run(Place { device, model: small_speaker, kv_dtype: None }, 0..12);
         println!("{device}: {seen:?}");
         let Reuse { device: there, disk, .. } = seen.reuse;
         assert!(seen.checks >= 12 && seen.saved > 0 && seen.unloaded > 0, "{seen:?}");

@@ -17,6 +17,7 @@ use strand_engine::{
     Device, Engine, EngineConfig, Event, IoJob, KvVariant, Outcome, Request, Restore, Reuse,
     Segment, SegmentKv,
 };
+use strand_kernels::KvDtype;
 use strand_models::{ModelFiles, ModelSource};
 
 use crate::binary::scratch;
@@ -29,9 +30,11 @@ pub struct Place {
     pub device: Device,
     /// The bundled model's network, or a smaller one under its tokenizer.
     pub model: fn() -> ModelFiles,
+    /// That of the weights where there is none.
+    pub kv_dtype: Option<KvDtype>,
 }
 
-const HERE: Place = Place { device: Device::Cpu, model: bundled };
+const HERE: Place = Place { device: Device::Cpu, model: bundled, kv_dtype: None };
 
 pub fn bundled() -> ModelFiles {
     ModelFiles::open(&ModelSource::Demo).expect("it is part of the program")
@@ -140,9 +143,10 @@ pub struct Seen {
     pub checks: usize,
 }
 
-fn config(random: &mut Random, model: &ModelFiles) -> EngineConfig {
-    let numbers = model.config.num_key_value_heads * model.config.head_dim;
-    let row = 2 * 2 * numbers * model.config.num_hidden_layers; // K and V, two bytes a number
+fn config(random: &mut Random, model: &ModelFiles, kv_dtype: Option<KvDtype>) -> EngineConfig {
+    let vector = kv_dtype.unwrap_or(KvDtype::F16).vector_bytes(model.config.head_dim);
+    let vectors = 2 * model.config.num_key_value_heads * model.config.num_hidden_layers;
+    let row = vectors * vector;
     EngineConfig {
         block_size: [8, 16, 32][random.between(0, 3)],
         max_num_batched_tokens: [7, 64, 1024][random.between(0, 3)],
@@ -152,6 +156,7 @@ fn config(random: &mut Random, model: &ModelFiles) -> EngineConfig {
         max_model_len: Some(LENGTH),
         threads: Some(2),
         kv_codec: [Codec::Raw, Codec::Planes][random.between(0, 2)],
+        kv_dtype,
         ..EngineConfig::default()
     }
 }
@@ -180,10 +185,12 @@ pub fn language(model: &ModelFiles) -> (&strand_models::ChatTemplate, &strand_mo
 impl History {
     fn start(place: Place, seed: u64, policy: ReusePolicy, model: &ModelFiles) -> Self {
         let mut random = Random::new(seed);
-        let name = format!("{}-{}-{seed}", place.device, policy.as_str());
+        let kv = place.kv_dtype.map_or("", KvDtype::name);
+        let name = format!("{}{kv}-{}-{seed}", place.device, policy.as_str());
         let folder = scratch("histories").join(name);
         drop(fs::remove_dir_all(&folder));
-        let stepped = Stepped::start(place, config(&mut random, model), Some(&folder));
+        let stepped =
+            Stepped::start(place, config(&mut random, model, place.kv_dtype), Some(&folder));
         let mut context = Context::new(policy, Conversation::default(), Vec::new());
         context.blend_tokens = [0, 5, 16, 1000][random.between(0, 4)];
         let texts = chunks(&mut random, model);
@@ -269,7 +276,7 @@ impl History {
     /// Another process on the same folder, with other settings.
     fn restart(&mut self, model: &ModelFiles) {
         self.stepped.files = None; // gives the lock back
-        let config = config(&mut self.random, model);
+        let config = config(&mut self.random, model, self.place.kv_dtype);
         self.stepped = Stepped::start(self.place, config, Some(&self.folder));
         self.seen.restarts += 1;
     }
@@ -288,6 +295,7 @@ impl History {
             kv_memory: Some(16 << 20),
             max_model_len: Some(LENGTH),
             threads: Some(1),
+            kv_dtype: self.place.kv_dtype,
             ..EngineConfig::default()
         };
         let (expected, fresh) =
@@ -342,6 +350,13 @@ fn after_any_history_of_a_context_the_logits_are_those_of_a_fresh_engine() {
     let Reuse { device, host, disk, recomputed, .. } = total.reuse;
     assert!(device > 0 && host > 0 && disk > 100 && recomputed > 0, "{total:?}");
     assert!(total.restarts > 5, "{total:?}");
+}
+
+#[test]
+fn so_they_are_where_kv_is_held_as_int8() {
+    let total = run(Place { kv_dtype: Some(KvDtype::Int8), ..HERE }, 0..25);
+    let Reuse { device, host, disk, .. } = total.reuse;
+    assert!(device > 0 && host > 0 && disk > 0, "{total:?}");
 }
 
 #[test]

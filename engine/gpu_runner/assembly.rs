@@ -34,7 +34,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// A row of logits that the host is to look at.
-    pub fn logits(&mut self, row: usize, kind: Kind, mut logits: Vec<f32>, is_finite: bool) {
+    pub fn logits(&mut self, row: usize, kind: Kind, logits: Vec<f32>, is_finite: bool) {
         self.broken[row] |= !is_finite;
         let Ok(output) = &mut self.rows[row] else { return };
         let asked = &self.batch.rows[row];
@@ -45,7 +45,7 @@ impl<'a> Assembly<'a> {
         if let (Kind::Choose, Some(wanted)) = (kind, &asked.sample)
             && is_finite
         {
-            match choose(&mut logits, wanted) {
+            match choose(&logits, wanted) {
                 Ok(sampled) => output.sampled = Some(sampled),
                 Err(error) => self.rows[row] = Err(error),
             }

@@ -101,7 +101,7 @@ pub(super) struct Rows {
 
 impl Rows {
     pub fn bytes(&self) -> usize {
-        self.count * self.shape.width() * self.shape.dtype.size()
+        self.count * self.shape.kv_heads * self.shape.dtype.vector_bytes(self.shape.head_dim)
     }
 
     /// The bytes an int8 frame takes: groups' scales for K, rows' for V, then the numbers.
@@ -138,6 +138,7 @@ pub(super) fn encode<'a>(
 ) -> Result<(Encoding, Cow<'a, [u8]>), StoreError> {
     match codec {
         Codec::Raw => Ok((Encoding::Raw, Cow::Borrowed(raw))),
+        Codec::Int8 if rows.shape.dtype == KvDtype::Int8 => Err(StoreError::AlreadyInt8),
         Codec::Planes => Ok(match planes::encode(raw, rows.shape.dtype.size()) {
             Some(bytes) => (Encoding::Planes, Cow::Owned(bytes)),
             None => (Encoding::Raw, Cow::Borrowed(raw)),
@@ -171,6 +172,7 @@ pub(super) fn decode(
         _ if stored.len() != rows.int8_bytes(encoding) => {
             return Err(damage("its length is not that of its rows"));
         }
+        _ if rows.shape.dtype == KvDtype::Int8 => return Err(damage("its rows are int8 already")),
         Encoding::Int8K => int8::decode_keys(stored, rows, rows.rotation(coding)?, out),
         Encoding::Int8V => int8::decode_values(stored, rows, out),
     }
@@ -196,6 +198,7 @@ fn widen(dtype: KvDtype, bytes: &[u8], out: &mut [f32]) {
                 *out = f32::from_bits(u32::from(x) << 16);
             }
         }
+        KvDtype::Int8 => unreachable!("refused before"),
     }
 }
 
@@ -217,6 +220,7 @@ fn narrow(dtype: KvDtype, x: &[f32], out: &mut [u8]) {
                 out.copy_from_slice(&half::bf16::from_f32(x).to_le_bytes());
             }
         }
+        KvDtype::Int8 => unreachable!("refused before"),
     }
 }
 

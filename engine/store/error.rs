@@ -73,6 +73,8 @@ pub enum StoreError {
     RotationTooWide { table: usize, head_dim: usize },
     #[error("int8 can't hold a value that is infinite or no number; save it as planes")]
     NotFinite,
+    #[error("KV is held as int8 already; save it as planes or raw")]
+    AlreadyInt8,
     #[error("the rows are approximate; int8 is made from lossless ones only")]
     NotLossless,
     #[error("{what} is {found}, the record says {expected}")]

@@ -46,7 +46,7 @@ impl KvShape {
 
     /// Bytes of one frame; `None` beyond any memory.
     pub fn frame_bytes(&self, rows: usize) -> Option<usize> {
-        let row = self.kv_heads.checked_mul(self.head_dim)?.checked_mul(self.dtype.size())?;
+        let row = self.kv_heads.checked_mul(self.dtype.vector_bytes(self.head_dim))?;
         // four times as much, so that sums of what is derived from it can't overflow either
         row.checked_mul(rows)?.checked_mul(4).map(|bytes| bytes / 4)
     }

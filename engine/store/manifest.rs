@@ -57,7 +57,7 @@ pub(super) struct Manifest {
     pub frames: Vec<Frame>,
 }
 
-const DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16];
+const DTYPES: [KvDtype; 4] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16, KvDtype::Int8];
 const VARIANTS: [KvVariant; 2] = [KvVariant::Lossless, KvVariant::Int8];
 
 impl Manifest {
@@ -113,6 +113,8 @@ impl Manifest {
         let record = self.record().ok_or_else(|| wrong("type or variant"))?;
         let codec = Codec::ALL.get(usize::from(self.codec)).copied();
         let codec = codec.filter(|codec| codec.variant() == record.variant);
+        let is_twice = |codec: &Codec| *codec == Codec::Int8 && record.shape.dtype == KvDtype::Int8;
+        let codec = codec.filter(|codec| !is_twice(codec));
         let codec = codec.ok_or_else(|| wrong("codec"))?;
         if *record.kv_id().as_bytes() != self.kv_id {
             return Err(Damage::Name);

@@ -19,7 +19,10 @@ use crate::context::ChunkKind;
 use crate::tenant::salt;
 use crate::{ChunkId, SegmentKv};
 
-pub(super) const DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16];
+pub(super) const DTYPES: [KvDtype; 4] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16, KvDtype::Int8];
+/// Those that the lossy codec takes.
+pub(super) const FLOATS: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16];
+const HEAD_DIM: usize = 8;
 
 /// A linear congruential generator (Knuth's MMIX constants), its high bits.
 pub(super) struct Random(u64);
@@ -51,13 +54,21 @@ impl Random {
             KvDtype::F32 => x.to_le_bytes().to_vec(),
             KvDtype::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
             KvDtype::Bf16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+            KvDtype::Int8 => vec![(x * 30.0) as i8 as u8],
         };
-        (0..count).flat_map(|_| number(self.normal())).collect()
+        let mut bytes = Vec::new();
+        for i in 1..=count {
+            bytes.extend(number(self.normal()));
+            if dtype == KvDtype::Int8 && i % HEAD_DIM == 0 {
+                bytes.extend(self.normal().abs().to_le_bytes());
+            }
+        }
+        bytes
     }
 }
 
 pub(super) fn shape(dtype: KvDtype) -> KvShape {
-    KvShape { layers: 2, kv_heads: 2, head_dim: 8, dtype }
+    KvShape { layers: 2, kv_heads: 2, head_dim: HEAD_DIM, dtype }
 }
 
 /// A segment of so many tokens, and its rows. The seed is the chunk's text.

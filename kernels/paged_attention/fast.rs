@@ -1,15 +1,13 @@
 //! The fast version: blocks of rows against the heads of K and V, split by split.
 //!
-//! A block is up to [`QUERIES`] queries of one KV head (rows of consecutive positions times the
-//! heads that share it), so each key is read once for all of them. A row alone is read for, not
-//! computed: it takes several KV heads at once, whose keys are neighbours in memory, and its
-//! splits are computed side by side and merged in their order. Scores come in tiles of queries x
-//! keys, sums in tiles of queries x dimensions; K and V are widened in registers. A job's memory
-//! is a few hundred kilobytes whatever the length of the context.
+//! Scores come in tiles of queries x keys, sums in tiles of queries x dimensions; K and V are
+//! widened in registers. A job's memory is a few hundred kilobytes whatever the length of the
+//! context; of a row alone, each split's sums wait for the others'.
 
+use super::jobs::Job;
 use super::lanes::{dots, load_vectors, prefetch, soften};
 use super::{PagedAttention, SPLIT, rescale};
-use crate::dtype::Element;
+use crate::dtype::Stored;
 use crate::isa::Kernel;
 use crate::rope::rotate;
 use crate::simd::{LANES, Simd};
@@ -17,35 +15,13 @@ use crate::threads::Disjoint;
 use crate::view::{CacheShape, Rows};
 use std::ops::Range;
 
-/// Keys by which the caches are asked for ahead of their use: rows lie far apart, where the
-/// processor's own prefetching does not follow.
+/// Keys that all heads of a job take before the next ones: as many as the widest tile has, and as
+/// the caches are asked for ahead of their use. Rows lie far apart, where the processor's own
+/// prefetching does not follow.
 const AHEAD: usize = 16;
 
-/// Keys that all heads of a job take before the next ones.
-const TOGETHER: usize = 8;
-
-/// Queries of a block, unless one row has more heads to a KV head.
-const QUERIES: usize = 32;
-
-/// What one thread computes at a time.
-#[derive(Clone)]
-struct Job {
-    sequence: usize,
-    rows: Range<usize>,
-    /// Of K and V.
-    kv_heads: Range<usize>,
-    /// The one split to compute, if not all.
-    split: Option<usize>,
-}
-
 impl PagedAttention {
-    pub(super) fn fast<E: Element>(
-        &self,
-        q: Rows,
-        cache: CacheShape,
-        k: &[E],
-        v: &[E],
-    ) -> Vec<f32> {
+    pub(super) fn fast<E: Stored>(&self, q: Rows, cache: CacheShape, k: &[E], v: &[E]) -> Vec<f32> {
         let mut out = vec![0f32; q.count * q.width];
         let jobs = self.jobs(cache);
         let mut parts: Vec<Option<Sums>> = jobs.iter().map(|_| None).collect();
@@ -61,45 +37,15 @@ impl PagedAttention {
             let slot = unsafe { slots.slice(i..i + 1) };
             slot[0] = Some(sums);
         });
-        for i in 0..jobs.len() {
-            if jobs[i].split == Some(0) {
-                let splits = jobs[i..].iter().take_while(|job| job.split.is_some());
-                let splits =
-                    splits.enumerate().take_while(|(n, job)| job.split == Some(*n)).count();
-                let sums = isa.run(Merge(&mut parts[i..i + splits]));
-                self.put(cache, &jobs[i], &sums, &shared);
+        let mut parts = &mut parts[..];
+        for splits in jobs.chunk_by(|_, next| next.split.is_some_and(|split| split > 0)) {
+            let (own, others) = std::mem::take(&mut parts).split_at_mut(splits.len());
+            if splits.len() > 1 {
+                self.put(cache, &splits[0], &isa.run(Merge(own)), &shared);
             }
+            parts = others;
         }
         out
-    }
-
-    /// The blocks of rows, cut by heads and, where a row is alone, by splits: those of a row and
-    /// its heads follow each other.
-    fn jobs(&self, cache: CacheShape) -> Vec<Job> {
-        let blocks = self.row_blocks(cache);
-        let splits = |row: usize| self.visible(self.positions[row]).len().div_ceil(SPLIT);
-        let alone = blocks.iter().filter(|(_, rows)| rows.len() == 1);
-        let alone: usize = alone.map(|(_, rows)| splits(rows.start)).sum();
-        // enough jobs that threads end together
-        let heads_together = (cache.kv_heads * alone).div_ceil(self.threads.count() * 2);
-        let heads_together = heads_together.clamp(1, cache.kv_heads);
-        let mut jobs = Vec::new();
-        // The last blocks see the most keys: they go first, so that threads end together.
-        for (sequence, rows) in blocks.into_iter().rev() {
-            let (each, splits) = match rows.len() {
-                1 => (heads_together, splits(rows.start)),
-                _ => (1, 1),
-            };
-            for first in (0..cache.kv_heads).step_by(each) {
-                let kv_heads = first..cache.kv_heads.min(first + each);
-                let job = Job { sequence, rows: rows.clone(), kv_heads, split: None };
-                match splits {
-                    1 => jobs.push(job),
-                    _ => jobs.extend((0..splits).map(|n| Job { split: Some(n), ..job.clone() })),
-                }
-            }
-        }
-        jobs
     }
 
     /// Stores the result of a job's rows and heads.
@@ -117,25 +63,6 @@ impl PagedAttention {
                 }
             }
         }
-    }
-
-    /// Each sequence's rows in runs of consecutive positions, short enough for a task.
-    fn row_blocks(&self, cache: CacheShape) -> Vec<(usize, Range<usize>)> {
-        let most = (QUERIES / (self.num_heads / cache.kv_heads)).max(1);
-        let mut blocks = Vec::new();
-        for sequence in 0..self.cu_seqlens_q.len() - 1 {
-            let rows = self.rows(sequence);
-            let mut start = rows.start;
-            for row in rows.clone() {
-                let follows = row + 1 < rows.end
-                    && self.positions[row + 1] == self.positions[row].wrapping_add(1);
-                if !follows || row + 1 - start == most {
-                    blocks.push((sequence, start..row + 1));
-                    start = row + 1;
-                }
-            }
-        }
-        blocks
     }
 }
 
@@ -277,7 +204,7 @@ impl<'a> Task<'a> {
 
     /// Where the head that query i reads begins in a row of the caches.
     fn head_offset(&self, i: usize) -> usize {
-        (self.job.kv_heads.start + i / self.queries()) * self.cache.head_dim
+        (self.job.kv_heads.start + i / self.queries()) * self.cache.stored_dim
     }
 
     /// The keys the row of query i has in split `split`; empty past its last one.
@@ -289,20 +216,15 @@ impl<'a> Task<'a> {
 
     /// Keys that a head takes before the next head does.
     fn together(&self) -> usize {
-        if self.job.kv_heads.len() > 1 { TOGETHER } else { usize::MAX }
-    }
-
-    /// Keys by which the caches are asked for ahead.
-    fn ahead(&self) -> usize {
-        self.together().min(AHEAD)
+        if self.job.kv_heads.len() > 1 { AHEAD } else { usize::MAX }
     }
 
     /// Asks for the first values of a split, while weights are made of its scores.
     #[inline(always)]
-    fn ask_for_values<S: Simd, E: Element>(&self, s: S, v: &[E]) {
-        let d = self.cache.head_dim;
-        for offset in self.offsets.iter().take(self.ahead()) {
-            prefetch(s, &v[offset + self.job.kv_heads.start * d..][..self.job.kv_heads.len() * d]);
+    fn ask_for_values<S: Simd, E: Stored>(&self, s: S, v: &[E]) {
+        let (d, heads) = (self.cache.stored_dim, &self.job.kv_heads);
+        for offset in self.offsets.iter().take(AHEAD) {
+            prefetch(s, &v[offset + heads.start * d..][..heads.len() * d]);
         }
     }
 
@@ -356,7 +278,7 @@ struct Run<'a, E> {
     v: &'a [E],
 }
 
-impl<E: Element> Kernel for Run<'_, E> {
+impl<E: Stored> Kernel for Run<'_, E> {
     type Output = Sums;
 
     #[inline(always)]
@@ -401,7 +323,7 @@ impl<E: Element> Kernel for Run<'_, E> {
     }
 }
 
-impl<E: Element> Run<'_, E> {
+impl<E: Stored> Run<'_, E> {
     /// Dot products of all queries with the keys at `keys` of `offsets`.
     #[inline(always)]
     fn scores<S: Simd>(&mut self, s: S, keys: Range<usize>) {
@@ -451,28 +373,29 @@ impl<E: Element> Run<'_, E> {
         for (i, q) in q.iter_mut().enumerate() {
             *q = task.turned[(first + i) * task.padded..][..task.padded].as_chunks().0;
         }
-        let (d, column) = (task.cache.head_dim, task.head_offset(first));
+        let CacheShape { head_dim: d, stored_dim, .. } = task.cache;
+        let column = task.head_offset(first);
         let last = task.offsets.len();
         let mut j = keys.start;
         while j + J <= keys.end {
             let mut k: [&[E]; J] = [&[]; J];
             for (k, offset) in k.iter_mut().zip(&task.offsets[j..j + J]) {
-                *k = &self.k[*offset + column..][..d];
+                *k = &self.k[*offset + column..][..stored_dim];
             }
             if first.is_multiple_of(task.queries()) {
-                let ahead = j + task.ahead();
+                let ahead = j + AHEAD;
                 for offset in &task.offsets[ahead.min(last)..(ahead + J).min(last)] {
-                    prefetch(s, &self.k[*offset + column..][..d]);
+                    prefetch(s, &self.k[*offset + column..][..stored_dim]);
                 }
             }
-            for (i, row) in dots(s, &q, &k).iter().enumerate() {
+            for (i, row) in dots(s, &q, &k, d).iter().enumerate() {
                 task.scores[(first + i) * width + j..][..J].copy_from_slice(row);
             }
             j += J;
         }
         for j in j..keys.end {
-            let k = [&self.k[task.offsets[j] + column..][..d]];
-            for (i, row) in dots(s, &q, &k).iter().enumerate() {
+            let k = [&self.k[task.offsets[j] + column..][..stored_dim]];
+            for (i, row) in dots(s, &q, &k, d).iter().enumerate() {
                 task.scores[(first + i) * width + j] = row[0];
             }
         }
@@ -572,7 +495,7 @@ impl<E: Element> Run<'_, E> {
     ) -> usize {
         let (task, column) = (&mut self.task, from * LANES);
         let end = (column + D * LANES).min(task.cache.head_dim);
-        let (head, ahead) = (task.head_offset(first), task.ahead());
+        let head = task.head_offset(first);
         let asks = first.is_multiple_of(task.queries());
         let mut weights: [&[f32]; Q] = [&[]; Q];
         for (i, weights) in weights.iter_mut().enumerate() {
@@ -589,13 +512,18 @@ impl<E: Element> Run<'_, E> {
         }
         for (j, offset) in task.offsets[keys.clone()].iter().enumerate() {
             let offset = offset + head;
-            if let (true, Some(ahead)) = (asks, task.offsets.get(keys.start + j + ahead)) {
+            if let (true, Some(ahead)) = (asks, task.offsets.get(keys.start + j + AHEAD)) {
                 prefetch(s, &self.v[ahead + head..][column..end]);
             }
-            let v = load_vectors::<S, E, D>(s, &self.v[offset + column..offset + end]);
+            let stored = &self.v[offset..][..task.cache.stored_dim];
+            let scale = E::scale(stored, task.cache.head_dim);
+            let v = load_vectors::<S, E, D>(s, &stored[column..end]);
             for i in 0..Q {
-                let weight = weights[i][j];
+                let mut weight = weights[i][j];
                 sums[i] += weight;
+                if E::SCALED {
+                    weight *= scale;
+                }
                 for (out, v) in out[i].iter_mut().zip(v) {
                     *out = s.mul_add(s.splat(weight), v, *out);
                 }

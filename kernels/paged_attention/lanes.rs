@@ -3,26 +3,27 @@
 //! No closures over lanes: what the compiler does not inline runs without the instruction set.
 
 use super::PagedAttention;
-use crate::dtype::Element;
+use crate::dtype::Stored;
 use crate::math::{exp_lanes, padded, tanh_lanes};
 use crate::simd::{LANES, Simd};
 
 /// Asks for every cache line of a row.
 #[inline(always)]
-pub(super) fn prefetch<S: Simd, E: Element>(s: S, row: &[E]) {
+pub(super) fn prefetch<S: Simd, E: Stored>(s: S, row: &[E]) {
     for line in row.chunks(64 / size_of::<E>()) {
         s.prefetch(line.as_ptr());
     }
 }
 
-/// Dot products of queries (padded) and keys.
+/// Dot products of queries (padded) and keys as they are stored, of `d` numbers.
 #[inline(always)]
-pub(super) fn dots<S: Simd, E: Element, const Q: usize, const J: usize>(
+pub(super) fn dots<S: Simd, E: Stored, const Q: usize, const J: usize>(
     s: S,
     q: &[&[[f32; LANES]]; Q],
     k: &[&[E]; J],
+    d: usize,
 ) -> [[f32; J]; Q] {
-    let whole = k[0].len() / LANES;
+    let whole = d / LANES;
     let mut chunks: [&[[E; LANES]]; J] = [&[]; J];
     for (chunks, k) in chunks.iter_mut().zip(k) {
         *chunks = &k.as_chunks().0[..whole];
@@ -39,10 +40,10 @@ pub(super) fn dots<S: Simd, E: Element, const Q: usize, const J: usize>(
         }
         add_products(s, &mut sums, &heads, c, &keys);
     }
-    if whole * LANES < k[0].len() {
+    if whole * LANES < d {
         let mut keys = [s.splat(0.0); J];
         for (key, k) in keys.iter_mut().zip(k) {
-            *key = E::load(s, &padded(&k[whole * LANES..]));
+            *key = E::load(s, &padded(&k[whole * LANES..d]));
         }
         add_products(s, &mut sums, q, whole, &keys);
     }
@@ -56,6 +57,13 @@ pub(super) fn dots<S: Simd, E: Element, const Q: usize, const J: usize>(
     } else {
         for (dot, sum) in dots.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
             *dot = s.reduce(*sum);
+        }
+    }
+    if E::SCALED {
+        for dots in &mut dots {
+            for (dot, k) in dots.iter_mut().zip(k) {
+                *dot *= E::scale(k, d);
+            }
         }
     }
     dots
@@ -80,7 +88,7 @@ fn add_products<S: Simd, const Q: usize, const J: usize>(
 
 /// `D` vectors out of a head's values; the last one may be padded.
 #[inline(always)]
-pub(super) fn load_vectors<S: Simd, E: Element, const D: usize>(s: S, values: &[E]) -> [S::V; D] {
+pub(super) fn load_vectors<S: Simd, E: Stored, const D: usize>(s: S, values: &[E]) -> [S::V; D] {
     let (chunks, tail) = values.as_chunks::<LANES>();
     let mut vectors = [s.splat(0.0); D];
     if chunks.len() == D {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::dtype::{SCALE_BYTES, quantize_vector};
 use crate::filter_view::{PageEntry, filter_view};
 use crate::isa::Isa;
 use crate::testing::{Random, assert_same_bits};
@@ -99,10 +100,20 @@ fn build(case: &Case, seed: u64) -> Built {
         cu_seqlens_q.push(positions.len() as u32);
         keys.push(own);
     }
-    let shape = CacheShape { blocks, block_size: bs, kv_heads: case.kv_heads, head_dim: d };
+    let stored_dim = if case.dtype == DType::U8 { d + SCALE_BYTES } else { d };
+    let kv_heads = case.kv_heads;
+    let shape = CacheShape { blocks, block_size: bs, kv_heads, head_dim: d, stored_dim };
     let cache = |x: Vec<f32>| {
-        let cache = Tensor::from_vec(x, (blocks, bs, case.kv_heads, d), &Device::Cpu).unwrap();
-        cache.to_dtype(case.dtype).unwrap()
+        let dims = (blocks, bs, kv_heads, stored_dim);
+        if case.dtype != DType::U8 {
+            let cache = Tensor::from_vec(x, dims, &Device::Cpu).unwrap();
+            return cache.to_dtype(case.dtype).unwrap();
+        }
+        let mut stored = vec![0; x.len() / d * stored_dim];
+        for (x, stored) in x.chunks_exact(d).zip(stored.chunks_exact_mut(stored_dim)) {
+            quantize_vector(x, stored);
+        }
+        Tensor::from_vec(stored, dims, &Device::Cpu).unwrap()
     };
     let op = PagedAttention {
         tables: Arc::new(tables),
@@ -129,8 +140,23 @@ impl Built {
     }
 
     fn reference(&self) -> Vec<f32> {
-        let (k, v) = (flat(&self.k), flat(&self.v));
-        paged_attention_reference(&self.op, &flat(&self.q), self.shape, &k, &v)
+        let [k, v] = [&self.k, &self.v].map(|cache| self.plain(cache));
+        let [k, v] = [&k, &v].map(|(numbers, scales)| PlainCache { numbers, scales });
+        paged_attention_reference(&self.op, &flat(&self.q), self.shape, k, v)
+    }
+
+    /// A cache's numbers and, where it has them, its scales.
+    fn plain(&self, cache: &Tensor) -> (Vec<f32>, Vec<f32>) {
+        if cache.dtype() != DType::U8 {
+            return (flat(cache), vec![]);
+        }
+        let bytes: Vec<u8> = cache.flatten_all().unwrap().to_vec1().unwrap();
+        let vectors = || bytes.chunks_exact(self.shape.stored_dim);
+        let numbers = vectors().flat_map(|vector| &vector[..self.shape.head_dim]);
+        let scale = |vector: &[u8]| {
+            f32::from_le_bytes(*vector[self.shape.head_dim..].first_chunk().unwrap())
+        };
+        (numbers.map(|n| f32::from(n.cast_signed())).collect(), vectors().map(scale).collect())
     }
 }
 
@@ -152,7 +178,7 @@ fn equals_the_reference_over_shapes() {
     for (heads, kv_heads, d) in
         [(1, 1, 2), (2, 2, 16), (3, 1, 24), (14, 2, 64), (8, 1, 6), (5, 5, 80), (4, 2, 128)]
     {
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::U8] {
             check(&Case { heads, kv_heads, d, dtype, ..Case::new(45, [0, 1, 2, 3, 17, 40, 44]) });
             check(&Case { heads, kv_heads, d, dtype, ..Case::new(37, 0..37) });
         }
@@ -173,9 +199,11 @@ fn equals_the_reference_for_rows_alone_over_many_heads() {
         for sequences in
             [vec![alone(45)], vec![alone(1100)], [45, 3, 1100, 512, 513].map(alone).to_vec()]
         {
-            for window in [None, Some(520)] {
+            for (window, dtype) in
+                [(None, DType::BF16), (Some(520), DType::BF16), (None, DType::U8)]
+            {
                 let sequences = sequences.clone();
-                check(&Case { heads, kv_heads, d, window, sequences, ..Case::new(0, []) });
+                check(&Case { heads, kv_heads, d, window, dtype, sequences, ..Case::new(0, []) });
             }
         }
     }
@@ -321,17 +349,19 @@ fn moved_segments_equal_dense_attention_over_keys_rotated_to_their_places() {
             (segments.clone(), vec![0, 1, 250, 500, 650, 670]),
             (vec![(40, 3)], (0..40).collect()),
         ];
-        let dtype = DType::F32;
-        let case = Case { window, soft_cap, sequences, dtype, ..Case::new(0, []) };
-        let built = build(&case, 45);
-        let found = built.fast();
-        for row in 0..built.op.positions.len() {
-            for head in 0..case.heads {
-                let exact = dense(&built, usize::from(row >= 6), row, head);
-                let found = &found[(row * case.heads + head) * case.d..];
-                for (exact, found) in exact.iter().zip(found) {
-                    let error = (exact - f64::from(*found)).abs();
-                    assert!(error < 2e-5, "row {row}, head {head}: {error}");
+        for (dtype, most) in [(DType::F32, 2e-5), (DType::U8, 2e-2)] {
+            let sequences = sequences.clone();
+            let case = Case { window, soft_cap, sequences, dtype, ..Case::new(0, []) };
+            let built = build(&case, 45);
+            let found = built.fast();
+            for row in 0..built.op.positions.len() {
+                for head in 0..case.heads {
+                    let exact = dense(&built, usize::from(row >= 6), row, head);
+                    let found = &found[(row * case.heads + head) * case.d..];
+                    for (exact, found) in exact.iter().zip(found) {
+                        let error = (exact - f64::from(*found)).abs();
+                        assert!(error < most, "{dtype:?}, row {row}, head {head}: {error}");
+                    }
                 }
             }
         }
@@ -389,7 +419,7 @@ fn what_lies_outside_the_limits_is_refused() {
     refuses("the rotary width is 8", |b| b.op.rotary = table(8, 50));
     refuses("q must be (rows, 8 * 16)", |b| b.op.num_heads = 8);
     refuses("the V cache must be bf16, got F32", |b| b.v = b.v.to_dtype(DType::F32).unwrap());
-    refuses("must be f32, f16 or bf16", |b| b.k = b.k.to_dtype(DType::F64).unwrap());
+    refuses("must be f32, f16, bf16 or u8 (int8)", |b| b.k = b.k.to_dtype(DType::F64).unwrap());
     refuses("the V cache must be of the K cache's shape", |b| b.v = b.v.narrow(0, 0, 2).unwrap());
     refuses("the K cache must be contiguous", |b| b.k = b.k.transpose(1, 2).unwrap());
     refuses("q must be f32", |b| b.q = b.q.to_dtype(DType::F16).unwrap());

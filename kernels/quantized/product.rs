@@ -18,7 +18,7 @@ use super::panels::{Line, Panels, QUADS};
 use super::{BlockFormat, GROUP};
 use crate::isa::{IntKernel, Kernel};
 use crate::linear::{Output, TILE};
-use crate::simd::{IntSimd, LANES, ROUNDING, Simd};
+use crate::simd::{IntSimd, LANES, ROUNDING, SMALLEST, Simd};
 use crate::threads::{Disjoint, Threads};
 use crate::view::Rows;
 
@@ -28,8 +28,6 @@ const WIDE_ROWS: usize = 6;
 const NARROW_ROWS: usize = 2;
 /// Bytes of packed rows that pass over the weights together: they stay in the L2 cache.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Below it a group counts as zero: its scale would have no reciprocal.
-const SMALLEST: f32 = f32::MIN_POSITIVE * 256.0;
 
 /// x (rows, inputs) times `panels`, which follow each other, plus bias: (rows, outputs).
 pub(crate) fn product(
@@ -259,7 +257,8 @@ impl Part<'_> {
             1 => Ahead::SameTile,
             _ => {
                 let tile = 2 * lines * (self.job.x.inputs / GROUP);
-                Ahead::NextTile { first: tile * index / blocks, each: (2 * lines).div_ceil(blocks) }
+                let (first, end) = (tile * index / blocks, tile * (index + 1) / blocks);
+                Ahead::NextTile { first, end, each: (2 * lines).div_ceil(blocks) }
             }
         }
     }
@@ -289,9 +288,10 @@ struct At {
 #[derive(Clone, Copy)]
 enum Ahead {
     SameTile,
-    /// Lines from `first` on, `each` with every group.
+    /// Lines from `first` on, `each` with every group, until all are asked for.
     NextTile {
         first: usize,
+        end: usize,
         each: usize,
     },
 }
@@ -445,10 +445,10 @@ impl Job<'_> {
                 let group = tile * (self.x.inputs / GROUP) + group;
                 s.prefetch(codes.wrapping_add(group * lines).wrapping_byte_add(AHEAD));
             }
-            Ahead::NextTile { first, each } => {
-                let next = (tile + 1) * (self.x.inputs / GROUP) * lines;
-                let next = codes.wrapping_add(next + first + group * each);
-                for line in 0..each {
+            Ahead::NextTile { first, end, each } => {
+                let next = codes.wrapping_add((tile + 1) * (self.x.inputs / GROUP) * lines);
+                let first = first + group * each;
+                for line in first..end.min(first + each) {
                     s.prefetch_far(next.wrapping_add(line));
                 }
             }
@@ -463,16 +463,16 @@ impl Job<'_> {
         at: usize,
         half: usize,
     ) -> <S::Float as Simd>::V {
-        let format = Format::<F>::FORMAT;
+        let (f, format) = (s.float(), Format::<F>::FORMAT);
         let block = at / (format.block_len() / format.scale_len());
-        let scale = s.float().load_f16(half_of(&self.panels.scales[block].0, half));
+        let scale = f.load_f16(half_of(&self.panels.scales[block].0, half));
         if !format.has_factors() {
             return scale;
         }
         let factors = half_of(&self.panels.factors[at], half);
         let is_signed = format == BlockFormat::Q6K;
-        let factors = if is_signed { s.load_i8(factors) } else { s.load_u8(factors) };
-        s.float().mul(scale, factors)
+        let factors = if is_signed { f.load_i8(factors) } else { f.load_u8(factors) };
+        f.mul(scale, factors)
     }
 
     /// What is added to the weights of a group, for 16 features.
@@ -489,7 +489,7 @@ impl Job<'_> {
         if !format.has_factors() {
             return offset;
         }
-        let factors = s.load_u8(half_of(&self.panels.offset_factors[group], half));
+        let factors = f.load_u8(half_of(&self.panels.offset_factors[group], half));
         f.sub(f.splat(0.0), f.mul(offset, factors))
     }
 

@@ -26,12 +26,11 @@ pub(crate) trait IntSimd: Copy {
     /// Adds the products of a column's four bytes, unsigned, with those of `x`, signed.
     fn dot(self, sums: Self::Sums, codes: Self::Bytes, x: i32) -> Self::Sums;
     fn to_float(self, sums: Self::Sums) -> <Self::Float as Simd>::V;
-    fn load_u8(self, x: &[u8; LANES]) -> <Self::Float as Simd>::V;
-    /// As [`IntSimd::load_u8`], of signed bytes.
-    fn load_i8(self, x: &[u8; LANES]) -> <Self::Float as Simd>::V;
+    #[inline(always)]
     fn prefetch<T>(self, data: *const T) {
         self.float().prefetch(data);
     }
+    #[inline(always)]
     fn prefetch_far<T>(self, data: *const T) {
         self.float().prefetch_far(data);
     }
@@ -78,13 +77,5 @@ impl IntSimd for Portable {
     #[inline(always)]
     fn to_float(self, sums: Self::Sums) -> [f32; LANES] {
         sums.map(|sum| sum as f32)
-    }
-    #[inline(always)]
-    fn load_u8(self, x: &[u8; LANES]) -> [f32; LANES] {
-        x.map(f32::from)
-    }
-    #[inline(always)]
-    fn load_i8(self, x: &[u8; LANES]) -> [f32; LANES] {
-        x.map(|x| f32::from(x.cast_signed()))
     }
 }

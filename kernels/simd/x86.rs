@@ -91,6 +91,8 @@ impl Simd for Avx512 {
         fn load(x: &[f32; LANES]) -> __m512 = wide::load;
         fn load_bf16(x: &[bf16; LANES]) -> __m512 = wide::load_bf16;
         fn load_f16(x: &[f16; LANES]) -> __m512 = wide::load_f16;
+        fn load_u8(x: &[u8; LANES]) -> __m512 = wide::load_u8;
+        fn load_i8(x: &[u8; LANES]) -> __m512 = wide::load_i8;
         fn store(v: __m512, out: &mut [f32; LANES]) -> () = wide::store;
         fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps;
         fn add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps;
@@ -128,6 +130,8 @@ impl Simd for Avx2 {
         fn load(x: &[f32; LANES]) -> Pair = pair::load;
         fn load_bf16(x: &[bf16; LANES]) -> Pair = pair::load_bf16;
         fn load_f16(x: &[f16; LANES]) -> Pair = pair::load_f16;
+        fn load_u8(x: &[u8; LANES]) -> Pair = pair::load_u8;
+        fn load_i8(x: &[u8; LANES]) -> Pair = pair::load_i8;
         fn store(v: Pair, out: &mut [f32; LANES]) -> () = pair::store;
         fn mul_add(a: Pair, b: Pair, c: Pair) -> Pair = pair::mul_add;
         fn add(a: Pair, b: Pair) -> Pair = pair::add;
@@ -166,6 +170,22 @@ mod wide {
         // SAFETY: both are 32 bytes, and any are valid.
         let bits = unsafe { transmute::<[f16; LANES], __m256i>(*x) };
         _mm512_cvtph_ps(bits)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn load_u8(x: &[u8; LANES]) -> __m512 {
+        // SAFETY: both are 16 bytes, and any are valid.
+        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn load_i8(x: &[u8; LANES]) -> __m512 {
+        // SAFETY: both are 16 bytes, and any are valid.
+        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
     }
 
     #[inline]
@@ -287,6 +307,30 @@ mod pair {
         let bits = unsafe { transmute::<[f16; LANES], __m256i>(*x) };
         let low = _mm256_cvtph_ps(_mm256_castsi256_si128(bits));
         [low, _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(bits))]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn load_u8(x: &[u8; LANES]) -> Pair {
+        // SAFETY: both are 16 bytes, and any are valid.
+        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
+        let high = _mm_srli_si128::<8>(bytes);
+        [
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high)),
+        ]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn load_i8(x: &[u8; LANES]) -> Pair {
+        // SAFETY: both are 16 bytes, and any are valid.
+        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
+        let high = _mm_srli_si128::<8>(bytes);
+        [
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
+        ]
     }
 
     #[inline]

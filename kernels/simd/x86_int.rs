@@ -1,8 +1,8 @@
 //! Integer products on AVX2 (two registers) and AVX-512 with VNNI (one).
 
+use super::Simd;
 use super::int::{BYTES, IntSimd};
 use super::x86::{Avx2, Avx512, with_token};
-use super::{LANES, Simd};
 use crate::isa::IntKernel;
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -57,8 +57,6 @@ impl IntSimd for Vnni {
         fn splat(x: i32) -> __m512i = _mm512_set1_epi32;
         fn dot(sums: __m512i, codes: __m512i, x: i32) -> __m512i = wide::dot;
         fn to_float(sums: __m512i) -> __m512 = _mm512_cvtepi32_ps;
-        fn load_u8(x: &[u8; LANES]) -> __m512 = wide::load_u8;
-        fn load_i8(x: &[u8; LANES]) -> __m512 = wide::load_i8;
     }
 }
 
@@ -82,8 +80,6 @@ impl IntSimd for Avx2 {
         fn splat(x: i32) -> Pair = pair::splat;
         fn dot(sums: Pair, codes: Pair, x: i32) -> Pair = pair::dot;
         fn to_float(sums: Pair) -> <Self as Simd>::V = pair::to_float;
-        fn load_u8(x: &[u8; LANES]) -> <Self as Simd>::V = pair::load_u8;
-        fn load_i8(x: &[u8; LANES]) -> <Self as Simd>::V = pair::load_i8;
     }
 }
 
@@ -122,22 +118,6 @@ mod wide {
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub(super) fn dot(sums: __m512i, codes: __m512i, x: i32) -> __m512i {
         _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(x))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn load_u8(x: &[u8; LANES]) -> __m512 {
-        // SAFETY: both are 16 bytes, and any are valid.
-        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
-        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn load_i8(x: &[u8; LANES]) -> __m512 {
-        // SAFETY: both are 16 bytes, and any are valid.
-        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
-        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
     }
 }
 
@@ -208,23 +188,5 @@ mod pair {
     #[target_feature(enable = "avx2")]
     pub(super) fn to_float(sums: Pair) -> [__m256; 2] {
         [_mm256_cvtepi32_ps(sums[0]), _mm256_cvtepi32_ps(sums[1])]
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn load_u8(x: &[u8; LANES]) -> [__m256; 2] {
-        // SAFETY: both are 16 bytes, and any are valid.
-        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
-        let high = _mm_srli_si128::<8>(bytes);
-        to_float([_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(high)])
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn load_i8(x: &[u8; LANES]) -> [__m256; 2] {
-        // SAFETY: both are 16 bytes, and any are valid.
-        let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
-        let high = _mm_srli_si128::<8>(bytes);
-        to_float([_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(high)])
     }
 }

@@ -20,8 +20,8 @@ const KV_HEADS: usize = 8;
 const HEAD_DIM: usize = 128;
 const LAYERS: usize = 28;
 const BLOCK: usize = 16;
-/// Weights of one size together fit no cache.
-const WEIGHT_BYTES: usize = 256 << 20;
+/// What is read once a step and together fits no cache, not even one of hundreds of megabytes.
+const LARGE: usize = 768 << 20;
 /// Where products count more than memory, so many are enough.
 const MANY_ROWS: usize = 64;
 
@@ -50,10 +50,21 @@ pub fn all() -> Vec<Case> {
             cases.push(Case::new(name, move |clock| quantized_linear(clock, format, rows)));
         }
     }
-    for (queries, keys) in [(1, 512), (1, 8192), (1, 32_768), (512, 512), (512, 2048), (512, 8192)]
-    {
-        let name = format!("attention {queries} x {keys} keys, bf16");
-        cases.push(Case::new(name, move |clock| attention(clock, queries, keys)));
+    let dtypes = [KvDtype::Bf16, KvDtype::Int8];
+    for (batch, queries, keys) in [
+        (1, 1, 512),
+        (1, 1, 8192),
+        (1, 1, 32_768),
+        (16, 1, 144),
+        (1, 512, 512),
+        (1, 512, 2048),
+        (1, 512, 8192),
+    ] {
+        for dtype in dtypes {
+            let scene = Attention { dtype, batch, queries, keys };
+            let name = format!("attention {batch} x {queries} x {keys} keys, {}", dtype.name());
+            cases.push(Case::new(name, move |clock| scene.measure(clock)));
+        }
     }
     for rows in [1, 512] {
         let ops: [(&str, MeasureRows); 4] = [
@@ -116,7 +127,7 @@ fn linear(
         |weight| Linear { weight: Arc::new(weight), bias: None, threads: clock.threads.clone() };
     let first = op(weight());
     let bytes = first.weight.bytes();
-    let count = if rows < MANY_ROWS { WEIGHT_BYTES.div_ceil(bytes) } else { 4 };
+    let count = if rows < MANY_ROWS { LARGE.div_ceil(bytes) } else { 4 };
     let mut weights = vec![first];
     weights.extend((1..count).map(|_| op(weight())));
     let x = Tensor::ones((rows, HIDDEN), DType::F32, &Device::Cpu)?;
@@ -134,7 +145,8 @@ fn linear(
     })
 }
 
-fn kv_cache(clock: &Clock, layers: usize, num_blocks: usize) -> Result<KvCache> {
+/// A cache that is full: untouched memory would be one page of zeros, again and again.
+fn kv_cache(clock: &Clock, dtype: KvDtype, layers: usize, num_blocks: usize) -> Result<KvCache> {
     let shape = KvCacheShape {
         layers,
         num_blocks,
@@ -142,7 +154,15 @@ fn kv_cache(clock: &Clock, layers: usize, num_blocks: usize) -> Result<KvCache> 
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
     };
-    Ok(KvCache::new(shape, KvDtype::Bf16, &clock.threads)?)
+    let cache = KvCache::new(shape, dtype, &clock.threads)?;
+    let rows = num_blocks * BLOCK;
+    let ones = Tensor::ones((rows, KV_HEADS * HEAD_DIM), DType::F32, &Device::Cpu)?;
+    let op = StoreKv { slot_mapping: Arc::new((0..rows as u32).collect()) };
+    for layer in &cache.layers {
+        layer.k.inplace_op2(&ones, &op)?;
+        layer.v.inplace_op2(&ones, &op)?;
+    }
+    Ok(cache)
 }
 
 fn rotary(positions: usize) -> Arc<RotaryTable> {
@@ -150,44 +170,60 @@ fn rotary(positions: usize) -> Arc<RotaryTable> {
     Arc::new(RotaryTable::new(&frequencies, 1.0, positions))
 }
 
-/// The last `queries` rows of a sequence of `keys`, bf16 KV. One of several layers.
-fn attention(clock: &Clock, queries: usize, keys: usize) -> Result<Figures> {
-    let blocks = keys / BLOCK;
-    let cache = kv_cache(clock, 8, blocks)?;
-    let entries = (0..blocks as u32).map(|block| TableEntry {
-        row: block * BLOCK as u32,
-        first: block * BLOCK as u32,
-        delta: 0,
-        num_valid: BLOCK as u16,
-    });
-    let op = PagedAttention {
-        tables: Arc::new(BlockTables {
-            entries: entries.collect(),
-            cu_entries: vec![0, blocks as u32],
-        }),
-        cu_seqlens_q: Arc::new(vec![0, queries as u32]),
-        positions: Arc::new(((keys - queries) as u32..keys as u32).collect()),
-        rotary: rotary(keys),
-        num_heads: HEADS,
-        scale: 0.1,
-        sliding_window: None,
-        soft_cap: None,
-        threads: clock.threads.clone(),
-    };
-    let q = Tensor::ones((queries, HEADS * HEAD_DIM), DType::F32, &Device::Cpu)?;
-    let seconds = clock.median(|| {
-        for layer in &cache.layers {
-            q.apply_op3_no_bwd(&layer.k, &layer.v, &op)?;
-        }
-        Ok(())
-    })?;
-    let visible = queries * (keys - queries) + queries * (queries + 1) / 2;
-    Ok(Figures {
-        seconds: seconds / cache.layers.len() as f64,
-        bytes: (2 * keys * KV_HEADS * HEAD_DIM * 2) as f64,
-        operations: (4 * visible * HEADS * HEAD_DIM) as f64,
-        peak: Peak::F32,
-    })
+/// The last `queries` rows of `batch` sequences of `keys` each.
+#[derive(Clone, Copy)]
+struct Attention {
+    dtype: KvDtype,
+    batch: usize,
+    queries: usize,
+    keys: usize,
+}
+
+impl Attention {
+    /// One of as many layers as no cache holds, where keys are read for one row.
+    fn measure(self, clock: &Clock) -> Result<Figures> {
+        let Self { dtype, batch, queries, keys } = self;
+        let blocks = batch * keys / BLOCK;
+        let bytes = 2 * batch * keys * KV_HEADS * dtype.vector_bytes(HEAD_DIM);
+        let layers = if queries == 1 { LARGE.div_ceil(bytes) } else { 4 };
+        let cache = kv_cache(clock, dtype, layers, blocks)?;
+        let entry = |index: usize| TableEntry {
+            row: (index * BLOCK) as u32,
+            first: (index % (keys / BLOCK) * BLOCK) as u32,
+            delta: 0,
+            num_valid: BLOCK as u16,
+        };
+        let offsets = |each: usize| (0..=batch).map(|i| (i * each) as u32).collect();
+        let positions = || (keys - queries) as u32..keys as u32;
+        let op = PagedAttention {
+            tables: Arc::new(BlockTables {
+                entries: (0..blocks).map(entry).collect(),
+                cu_entries: offsets(keys / BLOCK),
+            }),
+            cu_seqlens_q: Arc::new(offsets(queries)),
+            positions: Arc::new((0..batch).flat_map(|_| positions()).collect()),
+            rotary: rotary(keys),
+            num_heads: HEADS,
+            scale: 0.1,
+            sliding_window: None,
+            soft_cap: None,
+            threads: clock.threads.clone(),
+        };
+        let q = Tensor::ones((batch * queries, HEADS * HEAD_DIM), DType::F32, &Device::Cpu)?;
+        let seconds = clock.median(|| {
+            for layer in &cache.layers {
+                q.apply_op3_no_bwd(&layer.k, &layer.v, &op)?;
+            }
+            Ok(())
+        })?;
+        let visible = queries * (keys - queries) + queries * (queries + 1) / 2;
+        Ok(Figures {
+            seconds: seconds / cache.layers.len() as f64,
+            bytes: bytes as f64,
+            operations: (4 * batch * visible * HEADS * HEAD_DIM) as f64,
+            peak: Peak::F32,
+        })
+    }
 }
 
 fn add_rms_norm(clock: &Clock, rows: usize) -> Result<Figures> {
@@ -208,7 +244,7 @@ fn rope(clock: &Clock, rows: usize) -> Result<Figures> {
 }
 
 fn store_kv(clock: &Clock, rows: usize) -> Result<Figures> {
-    let cache = kv_cache(clock, 1, rows.div_ceil(BLOCK))?;
+    let cache = kv_cache(clock, KvDtype::Bf16, 1, rows.div_ceil(BLOCK))?;
     let op = StoreKv { slot_mapping: Arc::new((0..rows as u32).collect()) };
     let width = KV_HEADS * HEAD_DIM;
     let x = Tensor::ones((rows, width), DType::F32, &Device::Cpu)?;
@@ -255,13 +291,15 @@ fn slots(is_scattered: bool) -> Vec<u32> {
 
 /// Gathered rows get new memory each time, as a tier's do: its pages are in the time.
 fn gather(clock: &Clock, is_scattered: bool) -> Result<Figures> {
-    let (cache, slots) = (kv_cache(clock, LAYERS, 2 * TOKENS / BLOCK)?, slots(is_scattered));
+    let cache = kv_cache(clock, KvDtype::Bf16, LAYERS, 2 * TOKENS / BLOCK)?;
+    let slots = slots(is_scattered);
     let seconds = clock.median(|| Ok(cache.gather(&slots)?))?;
     Ok(moved(seconds))
 }
 
 fn scatter(clock: &Clock, is_scattered: bool) -> Result<Figures> {
-    let (mut cache, slots) = (kv_cache(clock, LAYERS, 2 * TOKENS / BLOCK)?, slots(is_scattered));
+    let mut cache = kv_cache(clock, KvDtype::Bf16, LAYERS, 2 * TOKENS / BLOCK)?;
+    let slots = slots(is_scattered);
     let frames = cache.gather(&slots)?;
     let seconds = clock.median(|| Ok(cache.scatter(&slots, &frames, 0)?))?;
     Ok(moved(seconds))

@@ -12,11 +12,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use strand_engine::{EngineHandle, Event, Limits, Request, SamplingParams};
 
 use super::super::disk::Folder;
 use super::load::{Times, Work};
-use crate::args::{BenchModelArgs, Dtype, EngineArgs};
+use crate::args::{BenchModelArgs, EngineArgs};
 
 /// `strand serve` on a free port, ended when dropped.
 pub struct OwnServer {
@@ -67,14 +68,14 @@ impl Drop for OwnServer {
 
 /// What was asked of the engine, as another process is asked.
 fn flags(args: &EngineArgs) -> Vec<String> {
-    let dtype = |dtype: Dtype| {
-        dtype.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    let name = |value: Option<PossibleValue>| {
+        value.map(|value| value.get_name().to_owned()).unwrap_or_default()
     };
     let given = [
         ("--device", Some(args.device.to_string())),
         ("--gpu-memory-utilization", Some(args.gpu_memory_utilization.to_string())),
-        ("--dtype", Some(dtype(args.dtype))),
-        ("--kv-dtype", Some(dtype(args.kv_dtype))),
+        ("--dtype", Some(name(args.dtype.to_possible_value()))),
+        ("--kv-dtype", Some(name(args.kv_dtype.to_possible_value()))),
         ("--block-size", Some(args.block_size.to_string())),
         ("--kv-memory", args.kv_memory.map(|bytes| bytes.to_string())),
         ("--host-memory", args.host_memory.map(|bytes| bytes.to_string())),

@@ -11,9 +11,10 @@ mod samples;
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use strand_engine::context::Context;
 use strand_engine::store::Codec;
+use strand_kernels::KvDtype;
 
 use super::Bench;
 use super::disk::{self, Folder};
@@ -55,6 +56,11 @@ struct Row {
 pub fn run(args: &TiersArgs, common: &CommonArgs) -> Result<Outcome> {
     let folder = Folder::new(common)?;
     let (bench, files) = Bench::start_in(&folder, &args.model, common, 0)?;
+    let is_int8 = bench.engine.plan().kv_dtype == KvDtype::Int8;
+    ensure!(
+        !is_int8 || !args.codec.contains(&Codec::Int8),
+        "KV that is held as int8 is not written as int8 again; leave int8 out of --codec"
+    );
     let mut samples = Samples::new(&bench, args)?;
     let files = files.behind(samples.anchor().to_vec());
     let tiers = Tiers { bench: &bench, folder: &folder, files: &files, args };

@@ -10,9 +10,14 @@ const HEADER: usize = 9;
 const STORED: u8 = 0;
 const ZSTD: u8 = 1;
 
-/// The planes of `raw`, numbers of `size` bytes (2 or 4); `None` where they gain less than 2 %.
+/// The planes of `raw`, numbers of `size` bytes; `None` where they gain less than 2 %, and for
+/// bytes, whose planes they are.
 pub(super) fn encode(raw: &[u8], size: usize) -> Option<Vec<u8>> {
-    let planes = if size == 2 { split16(raw) } else { split32(raw) };
+    let planes = match size {
+        2 => split16(raw),
+        4 => split32(raw),
+        _ => return None,
+    };
     let mut compressor = zstd::bulk::Compressor::new(LEVEL).ok()?;
     let mut header = Vec::with_capacity(HEADER * size);
     let mut body = Vec::with_capacity(raw.len());

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use strand_kernels::rope_reference;
 
 use super::*;
-use crate::store::testing::{DTYPES, Random, coding, rotation, shape};
+use crate::store::testing::{DTYPES, FLOATS, Random, coding, rotation, shape};
 
 fn rows(dtype: KvDtype, count: usize) -> Rows {
     Rows { shape: shape(dtype), count, first_position: 5 }
@@ -72,7 +72,7 @@ fn exponents_compress_and_noise_is_left_alone() {
 #[test]
 fn planes_that_are_none_are_refused_without_harm() {
     let mut random = Random::new(3);
-    for dtype in DTYPES {
+    for dtype in FLOATS {
         let rows = rows(dtype, 64);
         let raw = random.numbers(dtype, 64 * rows.shape.width());
         let (encoding, stored) = encode(Codec::Planes, 0, &raw, &rows, &coding(1)).unwrap();
@@ -109,6 +109,7 @@ fn rounding(dtype: KvDtype) -> f32 {
         KvDtype::F32 => 1e-6,
         KvDtype::F16 => 0.0005,
         KvDtype::Bf16 => 0.004,
+        KvDtype::Int8 => unreachable!("not in FLOATS"),
     }
 }
 
@@ -119,7 +120,7 @@ fn int8_keys_are_near_and_rotated_where_they_were() {
     for (table, factor) in
         [(rotation(8, 1.0), 1.0), (rotation(8, 1.3), 1.3), (rotation(4, 1.0), 1.0)]
     {
-        for dtype in DTYPES {
+        for dtype in FLOATS {
             let rows = rows(dtype, 150);
             let width = rows.shape.width();
             let mut plain = Vec::new();
@@ -167,7 +168,7 @@ fn int8_keys_are_near_and_rotated_where_they_were() {
 #[test]
 fn int8_values_are_within_half_a_step_of_their_row() {
     let mut random = Random::new(5);
-    for dtype in DTYPES {
+    for dtype in FLOATS {
         let rows = rows(dtype, 70);
         let width = rows.shape.width();
         let raw = random.numbers(dtype, 70 * width);
@@ -230,4 +231,19 @@ fn codecs_have_names_and_variants() {
     }
     assert_eq!((Codec::parse("zip"), Codec::default()), (None, Codec::Planes));
     assert_eq!(Codec::ALL.map(Codec::variant)[1..], [KvVariant::Lossless, KvVariant::Int8]);
+}
+
+#[test]
+fn int8_rows_are_not_made_int8_again() {
+    let rows = rows(KvDtype::Int8, 3);
+    let raw = Random::new(9).numbers(KvDtype::Int8, 3 * rows.shape.width());
+    for frame in [0, 1] {
+        let refusal = encode(Codec::Int8, frame, &raw, &rows, &coding(1)).unwrap_err();
+        assert!(refusal.to_string().contains("held as int8 already"));
+    }
+    for encoding in [Encoding::Int8K, Encoding::Int8V] {
+        let stored = vec![0; rows.int8_bytes(encoding)];
+        let (mut scratch, mut out) = (Scratch::default(), vec![0; rows.bytes()]);
+        assert!(decode(encoding, &stored, &rows, &coding(1), &mut scratch, &mut out).is_err());
+    }
 }

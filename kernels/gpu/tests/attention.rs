@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::filter_view::{BlockTables, PageEntry, filter_view};
 use crate::gpu::*;
-use crate::paged_attention::{PagedAttention, paged_attention_reference};
+use crate::paged_attention::{PagedAttention, PlainCache, paged_attention_reference};
 use crate::rope::RotaryTable;
 use crate::testing::{Random, assert_same_bits};
 use crate::threads::Threads;
@@ -137,8 +137,8 @@ fn scene(case: &Case, seed: u64) -> Scene {
         soft_cap: case.soft_cap,
         threads: Threads::new(1),
     };
-    let shape =
-        CacheShape { blocks, block_size: size, kv_heads: case.kv_heads, head_dim: case.dim };
+    let (kv_heads, head_dim, stored_dim) = (case.kv_heads, case.dim, case.dim);
+    let shape = CacheShape { blocks, block_size: size, kv_heads, head_dim, stored_dim };
     Scene { op, shape, q, k, v, pages: all_pages }
 }
 
@@ -300,7 +300,8 @@ fn tables(gpu: &Gpu, views: &[Vec<PageEntry>], block_size: usize) -> Tables {
 
 impl Scene {
     fn reference(&self) -> Vec<f32> {
-        let found = paged_attention_reference(&self.op, &self.q, self.shape, &self.k, &self.v);
+        let [k, v] = [&self.k, &self.v].map(|numbers| PlainCache { numbers, scales: &[] });
+        let found = paged_attention_reference(&self.op, &self.q, self.shape, k, v);
         assert!(found.iter().all(|x| x.is_finite()), "what must not be read was read");
         found
     }
