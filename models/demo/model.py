@@ -4,7 +4,6 @@ Training wants what inference does not: an explicit mask (packed samples, indepe
 logits at a few positions only. Nothing here knows of text, chunks or files other than the weights.
 """
 
-import json
 import os
 
 import torch
@@ -133,10 +132,7 @@ def save(net, folder):
     os.replace(folder + "/model.safetensors.tmp", folder + "/model.safetensors")
 
 
-def load(folder):
+def load(net, folder):
     from safetensors.torch import load_file
-    with open(folder + "/config.json") as f:
-        net = Qwen3(json.load(f))
     weights = load_file(folder + "/model.safetensors")
     net.load_state_dict({k.removeprefix("model."): v.float() for k, v in weights.items()})
-    return net

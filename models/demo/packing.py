@@ -60,7 +60,7 @@ def make_tokenizer(folder, vocab, sink):
     return ids
 
 
-def encode(tok, parts, dice=None):
+def encode(tok, parts, dice):
     """A sample -> int tensor (4, tokens): id, block, sees, loss weight in percent of the token as a
     target. The first answer token decides between answering and not knowing and weighs more; of
     the other text a quarter is learnt, lightly."""
@@ -72,7 +72,7 @@ def encode(tok, parts, dice=None):
         a[3] = 100 if weight else 0
         if weight:
             a[3, 0] = 400
-        elif dice:
+        else:
             a[3] = torch.tensor([20 * (dice.random() < 0.25) for _ in e.ids])
         columns.append(a)
     return torch.cat(columns, 1)

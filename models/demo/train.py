@@ -1,9 +1,9 @@
 """Trains the demo model: Muon and Adam, a curriculum by tokens.
 
-    python train.py --out OUT                          the shipped variant, from nothing
+    python train.py --out OUT                          the shipped variant
     python train.py --out OUT --variant full           causal only
     python train.py --out OUT --variant mixed-sink     BOS first, visible to every chunk
-    python train.py --out OUT --init FOLDER            from trained weights, on long contexts
+    python train.py --out OUT --init FOLDER            the last stage, from trained weights
 
 The same seed and token budget give the same data in the same order. A run that was stopped
 (SIGTERM) goes on from OUT/state.pt.
@@ -28,9 +28,8 @@ from packing import SPECIAL, VARIANTS, batches, make_tokenizer, write_json
 # million tokens up to which the stage lasts; tokens per step; row length; chunks; facts per chunk;
 # share of copy drills; mix of chunks
 STAGES = [(1.0, 4096, 256, (1, 1), (1, 2), 0.25, MIX), (4.0, 4096, 340, (1, 2), (1, 4), 0.04, MIX),
-          (8.0, 8192, 512, (1, 4), (1, 6), 0.01, MIX), (1e9, 8192, 768, (1, 8), (1, 6), 0.01, MIX)]
-# the one stage of a run that starts from trained weights
-LATE = [(1e9, 8192, 1024, (1, 8), (2, 6), 0.01, HARD)]
+          (8.0, 8192, 512, (1, 4), (1, 6), 0.01, MIX), (14.0, 8192, 768, (1, 8), (1, 6), 0.01, MIX),
+          (1e9, 8192, 1024, (1, 8), (2, 6), 0.01, HARD)]
 
 
 def schedule(tokens, stages):
@@ -143,7 +142,7 @@ def train(a):
     with open(a.out + "/config.json") as f:
         net = model.Qwen3(json.load(f), a.seed).to(a.device)
     if a.init:
-        net.load_state_dict(model.load(a.init).state_dict())
+        model.load(net, a.init)
     dtype = torch.float32 if a.f32 else torch.bfloat16
     optimizer, step, clock = Optimizer(net, a.lr, a.adam_lr, dtype), 0, 0.0
     if os.path.exists(a.out + "/state.pt"):
@@ -151,7 +150,7 @@ def train(a):
         net.load_state_dict(state["net"])
         optimizer.state, step, clock = state["optimizer"], state["step"], state["clock"]
     forward = torch.compile(net.forward, dynamic=False) if a.compile else net.forward
-    plan, stop = schedule(a.tokens, LATE if a.init else STAGES), threading.Event()
+    plan, stop = schedule(a.tokens, STAGES[-1:] if a.init else STAGES), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(a.threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -189,8 +188,8 @@ def save(out, net, optimizer, step, clock):
 if __name__ == "__main__":
     args = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawTextHelpFormatter)
-    for key, value in dict(out="out", init="", device="cpu", tokens=40.0, seed=1, lr=0.02,
-                           adam_lr=4e-3, decay=0.35, workers=1, threads=2, micro=1024,
+    for key, value in dict(out="out", init="", device="cpu", tokens=22.0, seed=1, lr=0.02,
+                           adam_lr=4e-3, decay=0.5, workers=1, threads=2, micro=1024,
                            every=100).items():
         args.add_argument("--" + key, type=type(value), default=value)
     args.add_argument("--variant", choices=VARIANTS, default="mixed")
