@@ -143,12 +143,8 @@ fn assert_valid(schema: &str, answer: &str) {
     let schema: Value = serde_json::from_str(schema).expect("the corpus is JSON");
     let validator = jsonschema::options().should_validate_formats(true).build(&schema);
     let validator = validator.expect("the corpus holds schemas");
-    let value: Value = match serde_json::from_str(answer) {
-        Ok(value) => value,
-        // JSON sets its numbers no limit; one that no f64 holds can't be looked at further
-        Err(error) if error.to_string().starts_with("number out of range") => return,
-        Err(error) => panic!("{error}: {answer} for {schema}"),
-    };
+    let value: Value = serde_json::from_str(answer)
+        .unwrap_or_else(|error| panic!("{error}: {answer} for {schema}"));
     if let Err(error) = validator.validate(&value) {
         panic!("{error}: {answer} for {schema}");
     }
