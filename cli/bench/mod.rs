@@ -19,12 +19,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use strand_engine::store::Store;
 use strand_engine::{
     EngineConfig, EngineHandle, Error, Event, EventStream, Exactness, Request, Reuse,
 };
+use strand_kernels::KvDtype;
 use strand_models::{ModelSource, PRESETS, Recipe};
 
 use crate::args::{BenchModelArgs, CommonArgs};
@@ -77,6 +78,15 @@ impl Bench {
         let files = KvFiles::new(&loaded)?;
         let engine = EngineHandle::spawn(loaded.engine, loaded.facts, loaded.files);
         Ok((Self::new(engine, args, common), files))
+    }
+
+    /// Refuses to write KV to int8 files, as `flag` asks, where it is held as int8.
+    fn check_int8_files(&self, flag: &str) -> Result<()> {
+        ensure!(
+            self.engine.plan().kv_dtype != KvDtype::Int8,
+            "KV that is held as int8 is not written as int8 again; leave int8 out of {flag}"
+        );
+        Ok(())
     }
 
     fn new(engine: EngineHandle, args: &BenchModelArgs, common: &CommonArgs) -> Self {

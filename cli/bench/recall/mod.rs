@@ -15,11 +15,10 @@ mod way;
 use std::collections::HashSet;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use strand_engine::context::{Chunk, Context, Conversation, ReusePolicy};
 use strand_engine::store::Codec;
 use strand_engine::{Error, Event, EventStream, Exactness, Limits, Request, Restore, Segment};
-use strand_kernels::KvDtype;
 use strand_models::{ChatTemplate, Tokenizer};
 
 use super::Bench;
@@ -43,11 +42,9 @@ pub fn run(args: &RecallArgs, common: &CommonArgs) -> Result<Outcome> {
         Some(folder) => Bench::start_in(folder, &args.model, common, requests)?.0,
         None => Bench::start(&args.model, common, requests)?,
     };
-    let is_int8 = bench.engine.plan().kv_dtype == KvDtype::Int8;
-    ensure!(
-        !is_int8 || folder.is_none(),
-        "KV that is held as int8 is not written as int8 again; leave int8 out of --policy"
-    );
+    if folder.is_some() {
+        bench.check_int8_files("--policy")?;
+    }
     let asker = Asker::new(&bench)?;
     let questions: Vec<Question> =
         items.iter().map(|item| asker.question(item)).collect::<Result<_>>()?;

@@ -11,10 +11,9 @@ mod samples;
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use strand_engine::context::Context;
 use strand_engine::store::Codec;
-use strand_kernels::KvDtype;
 
 use super::Bench;
 use super::disk::{self, Folder};
@@ -56,11 +55,9 @@ struct Row {
 pub fn run(args: &TiersArgs, common: &CommonArgs) -> Result<Outcome> {
     let folder = Folder::new(common)?;
     let (bench, files) = Bench::start_in(&folder, &args.model, common, 0)?;
-    let is_int8 = bench.engine.plan().kv_dtype == KvDtype::Int8;
-    ensure!(
-        !is_int8 || !args.codec.contains(&Codec::Int8),
-        "KV that is held as int8 is not written as int8 again; leave int8 out of --codec"
-    );
+    if args.codec.contains(&Codec::Int8) {
+        bench.check_int8_files("--codec")?;
+    }
     let mut samples = Samples::new(&bench, args)?;
     let files = files.behind(samples.anchor().to_vec());
     let tiers = Tiers { bench: &bench, folder: &folder, files: &files, args };
