@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::view::{CacheShape, Rows, refused};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result};
+use half::{bf16, f16};
 use std::sync::Arc;
 
 /// cache (blocks, block_size, kv_heads, d) of a [`KvDtype`](crate::KvDtype); x (rows, kv_heads * d)
@@ -43,10 +44,15 @@ impl InplaceOp2 for StoreKv {
         }
         let start = cache_layout.start_offset();
         match cache {
-            CpuStorage::F32(cache) => self.store(&mut cache[start..], x),
-            CpuStorage::F16(cache) => self.store(&mut cache[start..], x),
-            CpuStorage::BF16(cache) => self.store(&mut cache[start..], x),
-            CpuStorage::U8(cache) => self.store_scaled(&mut cache[start..], x, shape),
+            CpuStorage::F32(cache) => self.store(&mut cache[start..], shape, x, f32::narrow_all),
+            CpuStorage::F16(cache) => self.store(&mut cache[start..], shape, x, f16::narrow_all),
+            CpuStorage::BF16(cache) => self.store(&mut cache[start..], shape, x, bf16::narrow_all),
+            CpuStorage::U8(cache) => self.store(&mut cache[start..], shape, x, |x, row| {
+                let vectors = x.chunks_exact(shape.head_dim);
+                for (x, stored) in vectors.zip(row.chunks_exact_mut(shape.stored_dim)) {
+                    quantize_vector(x, stored);
+                }
+            }),
             other => return Err(not_kv("store_kv", other.dtype()).into()),
         }
         Ok(())
@@ -54,20 +60,16 @@ impl InplaceOp2 for StoreKv {
 }
 
 impl StoreKv {
-    fn store<E: Element>(&self, cache: &mut [E], x: Rows) {
+    /// `put` writes a row as the cache has it.
+    fn store<E>(
+        &self,
+        cache: &mut [E],
+        shape: CacheShape,
+        x: Rows,
+        put: impl Fn(&[f32], &mut [E]),
+    ) {
         for (r, slot) in self.slot_mapping.iter().enumerate() {
-            let row = &mut cache[*slot as usize * x.width..][..x.width];
-            E::narrow_all(x.row(r), row);
-        }
-    }
-
-    fn store_scaled(&self, cache: &mut [u8], x: Rows, shape: CacheShape) {
-        for (r, slot) in self.slot_mapping.iter().enumerate() {
-            let row = &mut cache[*slot as usize * shape.width()..][..shape.width()];
-            let vectors = x.row(r).chunks_exact(shape.head_dim);
-            for (x, stored) in vectors.zip(row.chunks_exact_mut(shape.stored_dim)) {
-                quantize_vector(x, stored);
-            }
+            put(x.row(r), &mut cache[*slot as usize * shape.width()..][..shape.width()]);
         }
     }
 }

@@ -66,7 +66,7 @@ impl CacheShape {
         dtype: DType,
         layout: &Layout,
     ) -> Result<Self, Error> {
-        let expected = "contiguous (blocks, block_size, kv_heads, head_dim, int8 with its scale)";
+        let expected = "contiguous (blocks, block_size, kv_heads, head_dim)";
         let &[blocks, block_size, kv_heads, stored_dim] = layout.dims() else {
             return Err(refused(op, operand, expected, layout));
         };

@@ -104,13 +104,6 @@ impl Sums {
         i * self.padded..(i + 1) * self.padded
     }
 
-    /// Query `i` begins as it is in `first`.
-    #[inline(always)]
-    fn start(&mut self, first: &Sums, i: usize) {
-        (self.max[i], self.sum[i]) = (first.max[i], first.sum[i]);
-        self.out[first.vector(i)].copy_from_slice(&first.out[first.vector(i)]);
-    }
-
     /// Adds to query `i` the split behind: [`Partial::merge`](super::Partial::merge).
     #[inline(always)]
     fn merge(&mut self, next: &Sums, i: usize) {
@@ -308,10 +301,13 @@ impl<E: Stored> Kernel for Run<'_, E> {
                 }
             }
             self.values(s, split, all.start);
+            if split == splits.start {
+                // every row has keys in it
+                std::mem::swap(&mut self.task.total, &mut self.task.split);
+                continue;
+            }
             for i in self.task.all_queries() {
-                if split == splits.start {
-                    self.task.total.start(&self.task.split, i);
-                } else if !self.task.keys(i, split).is_empty() {
+                if !self.task.keys(i, split).is_empty() {
                     self.task.total.merge(&self.task.split, i);
                 }
             }

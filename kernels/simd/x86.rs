@@ -253,7 +253,7 @@ mod wide {
     }
 }
 
-mod pair {
+pub(super) mod pair {
     use super::*;
 
     macro_rules! both {
@@ -311,14 +311,17 @@ mod pair {
 
     #[inline]
     #[target_feature(enable = "avx2")]
+    pub(in crate::simd) fn to_float(x: [__m256i; 2]) -> Pair {
+        [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
     pub(super) fn load_u8(x: &[u8; LANES]) -> Pair {
         // SAFETY: both are 16 bytes, and any are valid.
         let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
         let high = _mm_srli_si128::<8>(bytes);
-        [
-            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high)),
-        ]
+        to_float([_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(high)])
     }
 
     #[inline]
@@ -327,10 +330,7 @@ mod pair {
         // SAFETY: both are 16 bytes, and any are valid.
         let bytes = unsafe { transmute::<[u8; LANES], __m128i>(*x) };
         let high = _mm_srli_si128::<8>(bytes);
-        [
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
-        ]
+        to_float([_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(high)])
     }
 
     #[inline]

@@ -2,7 +2,7 @@
 
 use super::Simd;
 use super::int::{BYTES, IntSimd};
-use super::x86::{Avx2, Avx512, with_token};
+use super::x86::{self, Avx2, Avx512, with_token};
 use crate::isa::IntKernel;
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -79,7 +79,7 @@ impl IntSimd for Avx2 {
         fn above(low: Pair, high: Pair) -> Pair = pair::above;
         fn splat(x: i32) -> Pair = pair::splat;
         fn dot(sums: Pair, codes: Pair, x: i32) -> Pair = pair::dot;
-        fn to_float(sums: Pair) -> <Self as Simd>::V = pair::to_float;
+        fn to_float(sums: Pair) -> <Self as Simd>::V = x86::pair::to_float;
     }
 }
 
@@ -182,11 +182,5 @@ mod pair {
         let low = _mm256_madd_epi16(low, even);
         let high = _mm256_madd_epi16(_mm256_srli_epi16::<8>(codes), odd);
         _mm256_add_epi32(sums, _mm256_add_epi32(low, high))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn to_float(sums: Pair) -> [__m256; 2] {
-        [_mm256_cvtepi32_ps(sums[0]), _mm256_cvtepi32_ps(sums[1])]
     }
 }

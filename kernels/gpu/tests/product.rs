@@ -60,7 +60,6 @@ fn products_equal_the_sums_over_ragged_shapes() {
     }
 }
 
-/// The contract of the deterministic mode.
 /// Whether (start, count) rows of x alone have the bits they have among all.
 pub(super) fn assert_rows_stand_alone(
     (gpu, weight): (&Gpu, &Weight),
@@ -84,6 +83,7 @@ pub(super) fn assert_rows_stand_alone(
     }
 }
 
+/// The contract of the deterministic mode.
 #[test]
 fn no_bit_of_a_row_depends_on_other_rows() {
     let mut random = Random::new(22);
