@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use strand_kernels::gpu::Gpu;
-use strand_kernels::{RotaryTable, Threads, numerics};
+use strand_kernels::{Isa, RotaryTable, Threads, numerics};
 use strand_layers::gpu_attention::GpuSizes;
 use strand_layers::gpu_kv_cache::GpuKvCache;
 use strand_layers::kv_cache::{KvCache, KvCacheShape};
@@ -67,7 +67,7 @@ pub fn load(
         }
     };
     let numerics = match &gpu {
-        None => numerics(plan.dtype, plan.kv_dtype),
+        None => numerics(Isa::detect(), plan.dtype, plan.kv_dtype),
         Some(gpu) => device::numerics(gpu, &plan),
     };
     let eos = files.generation.stop_token_ids.clone();

@@ -2,8 +2,8 @@
 
 use std::hint::black_box;
 
-use crate::isa::{IntKernel, Kernel};
-use crate::simd::{IntSimd, LANES, Simd};
+use crate::isa::{IntKernel, Kernel, PairKernel};
+use crate::simd::{Bf16Pair, IntSimd, LANES, PairSimd, Simd};
 use crate::threads::Threads;
 
 /// Sums that grow side by side: enough to hide what one product takes, and they fit the registers.
@@ -18,6 +18,15 @@ pub fn f32_products(threads: &Threads) -> u64 {
     threads.run(threads.count(), |_| threads.isa().run(Floats));
     let sums = if threads.isa().is_wide() { WIDE_SUMS } else { NARROW_SUMS };
     (threads.count() * sums * STEPS * LANES * 2) as u64
+}
+
+/// As [`f32_products`], of bf16 in pairs where the processor has them.
+pub fn bf16_products(threads: &Threads) -> u64 {
+    if !threads.isa().has_bf16_pairs() {
+        return f32_products(threads);
+    }
+    threads.run(threads.count(), |_| threads.isa().run_pairs(Pairs));
+    (threads.count() * WIDE_SUMS * STEPS * LANES * 2 * 2) as u64
 }
 
 /// As [`f32_products`], of integers of 8 bits.
@@ -84,6 +93,25 @@ fn floats<S: Simd, const N: usize>(s: S) {
     }
 }
 
+struct Pairs;
+
+impl PairKernel for Pairs {
+    #[inline(always)]
+    fn run<S: PairSimd>(self, s: S) {
+        let one = Bf16Pair::new(black_box(0.5), black_box(0.25));
+        let weights = s.pairs(&[one; LANES]);
+        let mut sums = [s.float().splat(0.0); WIDE_SUMS];
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = s.dot(*sum, weights, one);
+            }
+        }
+        for sum in sums {
+            black_box(s.float().reduce(sum));
+        }
+    }
+}
+
 struct Ints;
 
 impl IntKernel for Ints {
@@ -118,6 +146,7 @@ mod tests {
         for isa in Isa::available() {
             let (one, two) = (Threads::new(1).with_isa(isa), Threads::new(2).with_isa(isa));
             assert_eq!(f32_products(&two), 2 * f32_products(&one), "{isa:?}");
+            assert!(bf16_products(&one) >= f32_products(&one), "{isa:?}");
             assert!(int8_products(&one) >= f32_products(&one), "{isa:?}");
         }
     }

@@ -2,11 +2,12 @@
 //!
 //! A loop is written once over [`Simd`] and compiled for every instruction set. Each lane
 //! operation is one IEEE operation (fused multiply-add included), so all sets give the same bits;
-//! the choice changes speed alone.
+//! the choice changes speed alone. Where there are products of bf16 in pairs, weights are packed
+//! for them ([`Isa::has_bf16_pairs`]), and what is packed decides the bits.
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Avx2, Avx512, Vnni};
-use crate::simd::{IntSimd, Portable, Simd};
+use crate::simd::{Avx2, Avx512, Avx512Bf16, Vnni};
+use crate::simd::{IntSimd, PairSimd, Portable, Simd};
 
 /// An instruction set this processor has. Values come from detection only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +99,29 @@ impl Isa {
         }
     }
 
+    /// Whether it multiplies bf16 numbers in pairs. Weights in bf16 are then packed for that, and
+    /// products with them have other bits than without.
+    pub fn has_bf16_pairs(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(token) => Avx512Bf16::detect(token).is_some(),
+            _ => false,
+        }
+    }
+
+    /// As [`Isa::run`], for products of bf16 in pairs; sets that have none compute them in plain
+    /// Rust.
+    #[inline]
+    pub(crate) fn run_pairs<K: PairKernel>(self, kernel: K) {
+        #[cfg(target_arch = "x86_64")]
+        if let Level::Avx512(token) = self.0
+            && let Some(token) = Avx512Bf16::detect(token)
+        {
+            return token.run(kernel);
+        }
+        kernel.run(Portable);
+    }
+
     /// The first processors with AVX-512 have no products of bytes in it.
     fn int_level(self) -> IntLevel {
         match self.0 {
@@ -133,6 +157,11 @@ pub(crate) trait Kernel {
 /// As [`Kernel`], over [`IntSimd`].
 pub(crate) trait IntKernel {
     fn run<S: IntSimd>(self, simd: S);
+}
+
+/// As [`Kernel`], over [`PairSimd`].
+pub(crate) trait PairKernel {
+    fn run<S: PairSimd>(self, simd: S);
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //!
 //! - **One result.** A fast version equals its reference bit for bit, on every instruction set
 //!   ([`Isa`]) and with any number of [`Threads`]. Loops are written once over sixteen lanes and
-//!   compiled per instruction set; every sum has one order.
+//!   compiled per instruction set; every sum has one order. Weights in bf16 alone are packed for
+//!   what the processor has, and products with them differ in numbers too small to be normal.
 //! - **Rows are independent.** A row's bits depend neither on the rows computed with it nor on
 //!   how the KV cache is cut into blocks.
 //! - **NaN is never hidden.** What is computed from a NaN is NaN; what must not be read (rows past
@@ -63,14 +64,22 @@ pub use view::CacheShape;
 /// The kernel family and its revision: f32 accumulation with fused multiply-add, k ascending.
 pub const NUMERICS: &str = "f32-fma r1";
 
+/// As [`NUMERICS`], where weights are bf16 and multiplied in pairs: numbers too small to be normal
+/// are zeros there.
+pub const PAIRS_NUMERICS: &str = "bf16-dp r1, f32-fma r1";
+
 /// As [`NUMERICS`], where weights are quantized: sums of integers inside a group, f32 between.
 pub const QUANTIZED_NUMERICS: &str = "int8-dp r1, f32-fma r1";
 
 /// All that decides the bits of K and V but the model and its tokens: kernel family, revision,
-/// the type weights compute in and the type KV is stored in. Neither threads nor instruction set
-/// nor block size nor batch.
-pub fn numerics(weights: WeightDtype, kv: KvDtype) -> String {
-    let products = if weights == WeightDtype::Quantized { QUANTIZED_NUMERICS } else { NUMERICS };
+/// the type weights compute in and the type KV is stored in. Neither threads nor block size nor
+/// batch; of the instruction set, whether it multiplies bf16 in pairs.
+pub fn numerics(isa: Isa, weights: WeightDtype, kv: KvDtype) -> String {
+    let products = match weights {
+        WeightDtype::Quantized => QUANTIZED_NUMERICS,
+        WeightDtype::Bf16 if isa.has_bf16_pairs() => PAIRS_NUMERICS,
+        _ => NUMERICS,
+    };
     format!("{products}, {} weights, {} kv", weights.name(), kv.name())
 }
 
@@ -80,8 +89,17 @@ mod tests {
 
     #[test]
     fn numerics_are_told_apart_by_both_types() {
-        let name = numerics(WeightDtype::Bf16, KvDtype::F16);
-        assert_eq!(name, format!("{NUMERICS}, bf16 weights, f16 kv"));
-        assert_ne!(name, numerics(WeightDtype::F16, KvDtype::Bf16));
+        let numerics = |weights, kv| numerics(Isa::detect(), weights, kv);
+        let name = numerics(WeightDtype::F32, KvDtype::F16);
+        assert_eq!(name, format!("{NUMERICS}, f32 weights, f16 kv"));
+        assert_ne!(name, numerics(WeightDtype::F16, KvDtype::F32));
+    }
+
+    #[test]
+    fn bf16_in_pairs_is_a_family_of_its_own() {
+        for isa in Isa::available() {
+            let name = numerics(isa, WeightDtype::Bf16, KvDtype::Bf16);
+            assert_eq!(name.starts_with(PAIRS_NUMERICS), isa.has_bf16_pairs(), "{isa:?}");
+        }
     }
 }

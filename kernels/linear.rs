@@ -2,29 +2,34 @@
 //!
 //! An output element is `acc = 0; for k ascending: acc = x[k].mul_add(w[k], acc)`, then `+ b`;
 //! weights widen to f32 exactly, and bf16 weights round x to bf16 (nearest even) first. The order
-//! never depends on the number of rows, the tile or the threads. Quantized weights have an order
-//! of their own, as fixed: `quantized/product.rs`.
+//! never depends on the number of rows, the tile or the threads. Where the processor multiplies
+//! bf16 in pairs, two steps are one instruction, in the same order, and numbers too small to be
+//! normal are zeros in them. Quantized weights have an order of their own, as fixed:
+//! `quantized/product.rs`.
 //!
-//! Weights lie in tiles of 32 output features, k sequential inside: [tile][k][32]. A block of
-//! rows (up to 12) holds its sums in registers while a tile streams past once. Rows are repacked
-//! per call so that a block's values of one k are neighbours: [block][k][row].
+//! Weights lie in tiles of 32 output features, k sequential inside: [tile][k][32], or
+//! [tile][k / 2][32][2] in pairs. A block of rows (up to 12) holds its sums in registers while a
+//! tile streams past once. Rows are repacked per call so that a block's values of one k, or pair
+//! of them, are neighbours: [block][k][row].
+
+mod weight;
+
+pub use weight::PackedWeight;
+pub(crate) use weight::{Columns, TILE};
+use weight::{Packed, Tiles};
 
 use crate::dtype::{Element, WeightDtype};
 use crate::error::Error;
-use crate::isa::Kernel;
+use crate::isa::{Kernel, PairKernel};
 use crate::math::{RoundToBf16, round_to_bf16};
-use crate::pages::prefer_large_pages;
-use crate::quantized::{self, BlockFormat, Panels};
-use crate::simd::{LANES, Simd};
+use crate::quantized;
+use crate::simd::{Bf16Pair, LANES, PairSimd, Simd, pair_dot};
 use crate::threads::{Disjoint, Threads};
 use crate::view::Rows;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape};
-use half::{bf16, f16};
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-/// Output features of a tile.
-pub(crate) const TILE: usize = 32;
 /// Rows of a block when 32 vectors fit the registers: 12 x 2 sums, 2 weights.
 const WIDE_ROWS: usize = 12;
 /// Rows of a block when 8 do: 6 sums, 1 weight.
@@ -35,139 +40,6 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// Bytes by which weights are asked for ahead of their use: across page borders, where the
 /// processor's own prefetching stops.
 const AHEAD: usize = 4 << 10;
-
-/// Weights of one k for a tile: a cache line or two.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(crate) struct Columns<E>(pub(crate) [E; TILE]);
-
-pub(crate) enum Tiles {
-    F32(Vec<Columns<f32>>),
-    F16(Vec<Columns<f16>>),
-    Bf16(Vec<Columns<bf16>>),
-    /// In integers; see `quantized.rs`.
-    Quantized(Vec<Panels>),
-}
-
-/// A weight matrix (out_features, in_features) in tiles. The last one is filled with zeros.
-pub struct PackedWeight {
-    out_features: usize,
-    in_features: usize,
-    pub(crate) tiles: Tiles,
-}
-
-impl PackedWeight {
-    /// `rows(range, out)` fills `out` with the f32 values of those output rows, row-major
-    /// (`range.len()` x `in_features`). It is called in parallel for strips of at most 32 rows,
-    /// each row once; `out` is zeroed. The first error ends the packing.
-    pub fn pack<E: Send>(
-        out_features: usize,
-        in_features: usize,
-        dtype: WeightDtype,
-        threads: &Threads,
-        rows: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
-    ) -> Result<Self, E> {
-        let size = (out_features, in_features);
-        let tiles = match dtype {
-            WeightDtype::F32 => Tiles::F32(pack(size, threads, rows)?),
-            // what doesn't come in blocks is no smaller in them
-            WeightDtype::F16 | WeightDtype::Quantized => Tiles::F16(pack(size, threads, rows)?),
-            WeightDtype::Bf16 => Tiles::Bf16(pack(size, threads, rows)?),
-        };
-        Ok(Self { out_features, in_features, tiles })
-    }
-
-    /// Rows in blocks as they are stored: `parts` are a format and how many rows it has, one below
-    /// the other; `read(row, bytes)` fills in the bytes of a row. In parallel, each row once; the
-    /// first error ends the packing.
-    pub fn pack_blocks<E: Send>(
-        parts: &[(BlockFormat, usize)],
-        in_features: usize,
-        threads: &Threads,
-        read: impl Fn(usize, &mut [u8]) -> Result<(), E> + Sync,
-    ) -> Result<Self, E> {
-        let mut panels = Vec::with_capacity(parts.len());
-        let mut rows = 0;
-        for &(format, count) in parts.iter().filter(|(_, count)| *count > 0) {
-            let range = rows..rows + count;
-            panels.push(Panels::pack(format, range, in_features, threads, &read)?);
-            rows += count;
-        }
-        Ok(Self { out_features: rows, in_features, tiles: Tiles::Quantized(panels) })
-    }
-
-    pub fn out_features(&self) -> usize {
-        self.out_features
-    }
-
-    pub fn in_features(&self) -> usize {
-        self.in_features
-    }
-
-    pub fn dtype(&self) -> WeightDtype {
-        match self.tiles {
-            Tiles::F32(_) => WeightDtype::F32,
-            Tiles::F16(_) => WeightDtype::F16,
-            Tiles::Bf16(_) => WeightDtype::Bf16,
-            Tiles::Quantized(_) => WeightDtype::Quantized,
-        }
-    }
-
-    /// Memory the tiles take.
-    pub fn bytes(&self) -> usize {
-        if let Tiles::Quantized(panels) = &self.tiles {
-            return panels.iter().map(Panels::bytes).sum();
-        }
-        self.out_features.next_multiple_of(TILE) * self.in_features * self.dtype().size()
-    }
-
-    /// The weight of output feature `row` for input `k`.
-    pub(crate) fn value(&self, row: usize, k: usize) -> f32 {
-        let (line, column) = (row / TILE * self.in_features + k, row % TILE);
-        match &self.tiles {
-            Tiles::F32(tiles) => tiles[line].0[column],
-            Tiles::F16(tiles) => tiles[line].0[column].widen(),
-            Tiles::Bf16(tiles) => tiles[line].0[column].widen(),
-            Tiles::Quantized(panels) => {
-                let holds = |panels: &&Panels| panels.rows.contains(&row);
-                panels.iter().find(holds).expect("a row of the matrix").value(row, k)
-            }
-        }
-    }
-}
-
-fn pack<T: Element, E: Send>(
-    (out_features, in_features): (usize, usize),
-    threads: &Threads,
-    rows: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
-) -> Result<Vec<Columns<T>>, E> {
-    let lines = out_features.div_ceil(TILE) * in_features;
-    let mut tiles = Vec::with_capacity(lines);
-    prefer_large_pages(tiles.spare_capacity_mut());
-    tiles.resize(lines, Columns([T::default(); TILE]));
-    let failure = Mutex::new(None);
-    let failed = || failure.lock().expect("nothing panics under this lock").is_some();
-    threads.for_each_chunk(&mut tiles, in_features, |tile, lines| {
-        if failed() {
-            return;
-        }
-        let range = tile * TILE..out_features.min((tile + 1) * TILE);
-        let mut values = vec![0f32; range.len() * in_features];
-        if let Err(error) = rows(range, &mut values) {
-            failure.lock().expect("nothing panics under this lock").get_or_insert(error);
-            return;
-        }
-        for (column, row) in values.chunks_exact(in_features).enumerate() {
-            for (line, value) in lines.iter_mut().zip(row) {
-                line.0[column] = T::narrow(*value);
-            }
-        }
-    });
-    match failure.into_inner().expect("nothing panics under this lock") {
-        Some(error) => Err(error),
-        None => Ok(tiles),
-    }
-}
 
 /// The op: x (rows, in_features), any row stride -> (rows, out_features).
 pub struct Linear {
@@ -197,9 +69,10 @@ impl CustomOp1 for Linear {
             return Err(Error::value("linear", "the bias's length", bias.len(), expected).into());
         }
         let y = match &self.weight.tiles {
-            Tiles::F32(tiles) => self.product(x, tiles),
-            Tiles::F16(tiles) => self.product(x, tiles),
-            Tiles::Bf16(tiles) => self.product(x, tiles),
+            Tiles::F32(tiles) => self.plain(x, tiles),
+            Tiles::F16(tiles) => self.plain(x, tiles),
+            Tiles::Bf16(tiles) => self.plain(x, tiles),
+            Tiles::Bf16Pairs(tiles) => self.in_pairs(x, tiles),
             Tiles::Quantized(panels) => {
                 let bias = self.bias.as_deref().map(Vec::as_slice);
                 quantized::product(x, panels, bias, &self.threads)
@@ -210,33 +83,54 @@ impl CustomOp1 for Linear {
 }
 
 impl Linear {
-    fn product<E: Element>(&self, x: Rows, tiles: &[Columns<E>]) -> Vec<f32> {
-        let (inputs, outputs) = (self.weight.in_features, self.weight.out_features);
-        let mut y = vec![0f32; x.count * outputs];
+    fn plain<E: Element>(&self, x: Rows, tiles: &[Columns<E>]) -> Vec<f32> {
+        let isa = self.threads.isa();
+        let block = if isa.is_wide() { WIDE_ROWS } else { NARROW_ROWS };
+        let packed = self.pack_rows(x, block);
+        self.product(x.count, block, &packed, tiles, |part| isa.run(part))
+    }
+
+    fn in_pairs(&self, x: Rows, tiles: &[Columns<Bf16Pair>]) -> Vec<f32> {
+        let isa = self.threads.isa();
+        let block = if isa.has_bf16_pairs() { WIDE_ROWS } else { NARROW_ROWS };
+        let packed = self.pack_pairs(x, block);
+        self.product(x.count, block, &packed, tiles, |part| isa.run_pairs(part))
+    }
+
+    /// `x` are `rows` rows in blocks of `block`; `run` computes a part.
+    fn product<E: Sync, X: Sync>(
+        &self,
+        rows: usize,
+        block: usize,
+        x: &[X],
+        tiles: &[Columns<E>],
+        run: impl Fn(Part<E, X>) + Sync,
+    ) -> Vec<f32> {
+        let outputs = self.weight.out_features;
+        let mut y = vec![0f32; rows * outputs];
         if y.is_empty() {
             return y;
         }
         let bias = self.bias.as_deref().map(Vec::as_slice);
-        if inputs == 0 {
+        let columns = outputs.div_ceil(TILE);
+        let lines = tiles.len() / columns;
+        if lines == 0 {
             for row in y.chunks_exact_mut(outputs) {
                 row.copy_from_slice(bias.unwrap_or(&vec![0.0; outputs]));
             }
             return y;
         }
-        let block = if self.threads.isa().is_wide() { WIDE_ROWS } else { NARROW_ROWS };
-        let packed = self.pack_rows(x, block);
-        let columns = outputs.div_ceil(TILE);
-        let chunk = (CHUNK_BYTES / (inputs * 4)).next_multiple_of(block);
-        let row_parts = x.count.div_ceil(chunk);
+        let chunk = (CHUNK_BYTES / (lines * size_of::<X>())).next_multiple_of(block);
+        let row_parts = rows.div_ceil(chunk);
         // Enough parts that threads end together, few enough that claiming them costs nothing.
         let column_parts = columns.min((self.threads.count() * 8).div_ceil(row_parts).max(1));
         let output = Output { y: Disjoint::new(&mut y), bias, features: outputs };
-        let job = Product { x: &packed, tiles, inputs, output, block };
+        let job = Product { x, tiles, lines, output, block };
         self.threads.run(row_parts * column_parts, |part| {
             let (row_part, column_part) = (part / column_parts, part % column_parts);
-            self.threads.isa().run(Part {
+            run(Part {
                 job: &job,
-                rows: row_part * chunk..x.count.min((row_part + 1) * chunk),
+                rows: row_part * chunk..rows.min((row_part + 1) * chunk),
                 columns: column_part * columns / column_parts
                     ..(column_part + 1) * columns / column_parts,
             });
@@ -246,9 +140,9 @@ impl Linear {
 
     /// [block][k][row], rounded as the weights ask. The last block is as narrow as its rows.
     fn pack_rows(&self, x: Rows, block: usize) -> Vec<f32> {
-        let inputs = self.weight.in_features;
+        let inputs = x.width;
         let mut packed = vec![0f32; x.count * inputs];
-        self.threads.for_each_chunk(&mut packed, block * inputs, |i, panel| {
+        self.threads.for_each_chunk(&mut packed, (block * inputs).max(1), |i, panel| {
             let rows = panel.len() / inputs;
             if rows == 1 {
                 panel.copy_from_slice(x.row(i * block));
@@ -266,12 +160,31 @@ impl Linear {
         });
         packed
     }
+
+    /// [block][pair][row], rounded. The last block is as narrow as its rows.
+    fn pack_pairs(&self, x: Rows, block: usize) -> Vec<Bf16Pair> {
+        let pairs = x.width.div_ceil(2);
+        let mut packed = vec![Bf16Pair::default(); x.count * pairs];
+        self.threads.for_each_chunk(&mut packed, (block * pairs).max(1), |i, panel| {
+            let rows = panel.len() / pairs;
+            let mut rounded = vec![0f32; 2 * pairs];
+            for r in 0..rows {
+                rounded[..x.width].copy_from_slice(x.row(i * block + r));
+                self.threads.isa().run(RoundToBf16(&mut rounded));
+                for (pair, &[first, second]) in rounded.as_chunks().0.iter().enumerate() {
+                    panel[pair * rows + r] = Bf16Pair::new(first, second);
+                }
+            }
+        });
+        packed
+    }
 }
 
-struct Product<'a, E> {
-    x: &'a [f32],
+struct Product<'a, E, X> {
+    x: &'a [X],
     tiles: &'a [Columns<E>],
-    inputs: usize,
+    /// Of a tile.
+    lines: usize,
     output: Output<'a>,
     block: usize,
 }
@@ -304,49 +217,127 @@ impl Output<'_> {
 }
 
 /// What one thread computes at a time: some tiles for some rows (a multiple of the block).
-struct Part<'a, E> {
-    job: &'a Product<'a, E>,
+struct Part<'a, E, X> {
+    job: &'a Product<'a, E, X>,
     rows: Range<usize>,
     columns: Range<usize>,
 }
 
-impl<E: Element> Kernel for Part<'_, E> {
+/// How sixteen columns of a line of weights, `E` each, are multiplied with an `X` of a row.
+trait Multiply<E, X>: Copy {
+    type Float: Simd;
+    type Weights: Copy;
+
+    fn float(self) -> Self::Float;
+    fn weights(self, line: &[E; LANES]) -> Self::Weights;
+    fn add(
+        self,
+        sums: <Self::Float as Simd>::V,
+        weights: Self::Weights,
+        x: X,
+    ) -> <Self::Float as Simd>::V;
+}
+
+/// One k to a line.
+#[derive(Clone, Copy)]
+struct Single<S>(S);
+
+impl<S: Simd, E: Element> Multiply<E, f32> for Single<S> {
+    type Float = S;
+    type Weights = S::V;
+
+    #[inline(always)]
+    fn float(self) -> S {
+        self.0
+    }
+    #[inline(always)]
+    fn weights(self, line: &[E; LANES]) -> S::V {
+        E::load(self.0, line)
+    }
+    #[inline(always)]
+    fn add(self, sums: S::V, weights: S::V, x: f32) -> S::V {
+        self.0.mul_add(self.0.splat(x), weights, sums)
+    }
+}
+
+/// Two k to a line.
+#[derive(Clone, Copy)]
+struct InPairs<S>(S);
+
+impl<S: PairSimd> Multiply<Bf16Pair, Bf16Pair> for InPairs<S> {
+    type Float = S::Float;
+    type Weights = S::Pairs;
+
+    #[inline(always)]
+    fn float(self) -> S::Float {
+        self.0.float()
+    }
+    #[inline(always)]
+    fn weights(self, line: &[Bf16Pair; LANES]) -> S::Pairs {
+        self.0.pairs(line)
+    }
+    #[inline(always)]
+    fn add(
+        self,
+        sums: <S::Float as Simd>::V,
+        weights: S::Pairs,
+        x: Bf16Pair,
+    ) -> <S::Float as Simd>::V {
+        self.0.dot(sums, weights, x)
+    }
+}
+
+impl<E: Element> Kernel for Part<'_, E, f32> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let inputs = self.job.inputs;
+        self.tiles(Single(s));
+    }
+}
+
+impl PairKernel for Part<'_, Bf16Pair, Bf16Pair> {
+    #[inline(always)]
+    fn run<S: PairSimd>(self, s: S) {
+        self.tiles(InPairs(s));
+    }
+}
+
+impl<E, X: Copy> Part<'_, E, X> {
+    #[inline(always)]
+    fn tiles<M: Multiply<E, X>>(self, m: M) {
+        let lines = self.job.lines;
         for column in self.columns {
-            let tile = &self.job.tiles[column * inputs..(column + 1) * inputs];
+            let tile = &self.job.tiles[column * lines..(column + 1) * lines];
             for row in self.rows.clone().step_by(self.job.block) {
                 let rows = (self.rows.end - row).min(self.job.block);
-                let x = &self.job.x[row * inputs..(row + rows) * inputs];
-                self.job.block_of_rows(s, (row, rows, column), x, tile);
+                let x = &self.job.x[row * lines..(row + rows) * lines];
+                self.job.block_of_rows(m, (row, rows, column), x, tile);
             }
         }
     }
 }
 
-impl<E: Element> Product<'_, E> {
+impl<E, X: Copy> Product<'_, E, X> {
     /// One tile for `rows` rows from `row` on.
     #[inline(always)]
-    fn block_of_rows<S: Simd>(
+    fn block_of_rows<M: Multiply<E, X>>(
         &self,
-        s: S,
+        m: M,
         (row, rows, column): (usize, usize, usize),
-        x: &[f32],
+        x: &[X],
         tile: &[Columns<E>],
     ) {
         // A constant condition, so that only the half in use is compiled.
         macro_rules! by_rows {
             ($method:ident: $($n:literal)*) => {
                 match rows {
-                    $($n => self.$method::<S, $n>(s, (row, column), x, tile),)*
+                    $($n => self.$method::<M, $n>(m, (row, column), x, tile),)*
                     _ => unreachable!("a block of {rows} rows"),
                 }
             };
         }
-        if S::WIDE {
+        if M::Float::WIDE {
             by_rows!(wide: 1 2 3 4 5 6 7 8 9 10 11 12);
         } else {
             by_rows!(narrow: 1 2 3 4 5 6);
@@ -354,24 +345,24 @@ impl<E: Element> Product<'_, E> {
     }
 
     #[inline(always)]
-    fn wide<S: Simd, const R: usize>(
+    fn wide<M: Multiply<E, X>, const R: usize>(
         &self,
-        s: S,
+        m: M,
         (row, column): (usize, usize),
-        x: &[f32],
+        x: &[X],
         tile: &[Columns<E>],
     ) {
+        let s = m.float();
         let mut sums = [[s.splat(0.0); 2]; R];
         for (x, line) in x.as_chunks::<R>().0.iter().zip(tile) {
             s.prefetch((&raw const line.0).wrapping_byte_add(AHEAD));
             if size_of_val(line) > 64 {
                 s.prefetch((&raw const line.0).wrapping_byte_add(AHEAD + 64));
             }
-            let weights = [E::load(s, low(&line.0)), E::load(s, high(&line.0))];
+            let weights = [m.weights(low(&line.0)), m.weights(high(&line.0))];
             for (sums, x) in sums.iter_mut().zip(x) {
-                let x = s.splat(*x);
-                sums[0] = s.mul_add(x, weights[0], sums[0]);
-                sums[1] = s.mul_add(x, weights[1], sums[1]);
+                sums[0] = m.add(sums[0], weights[0], *x);
+                sums[1] = m.add(sums[1], weights[1], *x);
             }
         }
         for (r, sums) in sums.iter().enumerate() {
@@ -381,32 +372,36 @@ impl<E: Element> Product<'_, E> {
     }
 
     #[inline(always)]
-    fn narrow<S: Simd, const R: usize>(
+    fn narrow<M: Multiply<E, X>, const R: usize>(
         &self,
-        s: S,
+        m: M,
         (row, column): (usize, usize),
-        x: &[f32],
+        x: &[X],
         tile: &[Columns<E>],
     ) {
+        self.narrow_half::<M, R>(m, (row, column * TILE), x, tile, low);
+        self.narrow_half::<M, R>(m, (row, column * TILE + LANES), x, tile, high);
+    }
+
+    #[inline(always)]
+    fn narrow_half<M: Multiply<E, X>, const R: usize>(
+        &self,
+        m: M,
+        (row, column): (usize, usize),
+        x: &[X],
+        tile: &[Columns<E>],
+        half: impl Fn(&[E; TILE]) -> &[E; LANES],
+    ) {
+        let s = m.float();
         let mut sums = [s.splat(0.0); R];
         for (x, line) in x.as_chunks::<R>().0.iter().zip(tile) {
-            let weights = E::load(s, low(&line.0));
+            let weights = m.weights(half(&line.0));
             for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = s.mul_add(s.splat(*x), weights, *sum);
+                *sum = m.add(*sum, weights, *x);
             }
         }
         for (r, sum) in sums.iter().enumerate() {
-            self.finish(s, row + r, column * TILE, *sum);
-        }
-        let mut sums = [s.splat(0.0); R];
-        for (x, line) in x.as_chunks::<R>().0.iter().zip(tile) {
-            let weights = E::load(s, high(&line.0));
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = s.mul_add(s.splat(*x), weights, *sum);
-            }
-        }
-        for (r, sum) in sums.iter().enumerate() {
-            self.finish(s, row + r, column * TILE + LANES, *sum);
+            self.finish(s, row + r, column, *sum);
         }
     }
 
@@ -439,11 +434,17 @@ pub fn linear_reference(weight: &PackedWeight, bias: Option<&[f32]>, x: &[f32]) 
     let mut y = Vec::new();
     for row in x.chunks_exact(weight.in_features.max(1)) {
         for n in 0..weight.out_features {
-            let mut sum = 0f32;
-            for (k, &x) in row.iter().enumerate() {
-                let x = if round { round_to_bf16(x) } else { x };
-                sum = x.mul_add(weight.value(n, k), sum);
-            }
+            let sum = match &weight.tiles {
+                Tiles::Bf16Pairs(tiles) => {
+                    let tile = tiles.chunks_exact(row.len().div_ceil(2)).nth(n / TILE);
+                    let pairs = tile.into_iter().flatten().zip(row.chunks(2));
+                    pairs.fold(0.0, |sum, (w, x)| pair_dot(sum, w.0[n % TILE], Packed::of(x)))
+                }
+                _ => row.iter().enumerate().fold(0f32, |sum, (k, &x)| {
+                    let x = if round { round_to_bf16(x) } else { x };
+                    x.mul_add(weight.value(n, k), sum)
+                }),
+            };
             y.push(sum + bias.map_or(0.0, |bias| bias[n]));
         }
     }

@@ -6,15 +6,21 @@
 use half::{bf16, f16};
 
 mod int;
+mod pairs;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_int;
+#[cfg(target_arch = "x86_64")]
+mod x86_pairs;
 pub(crate) use int::IntSimd;
+pub(crate) use pairs::{Bf16Pair, PairSimd, dot as pair_dot};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_int::Vnni;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_pairs::Avx512Bf16;
 
 /// Lanes in a vector, and partial sums in a dot product.
 pub(crate) const LANES: usize = 16;

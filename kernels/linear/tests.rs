@@ -4,15 +4,36 @@ use crate::testing::{Random, assert_same_bits};
 use candle_core::{Device, Tensor};
 use std::convert::Infallible;
 
+use super::weight::pack;
+
 const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16];
 
 fn packed(out: usize, inputs: usize, dtype: WeightDtype, random: &mut Random) -> PackedWeight {
     let values = random.normals(out * inputs);
-    PackedWeight::pack(out, inputs, dtype, &Threads::new(2), |range, into| {
+    PackedWeight::pack(out, inputs, dtype, &Threads::new(2), rows_of(&values, inputs)).unwrap()
+}
+
+fn rows_of(
+    values: &[f32],
+    inputs: usize,
+) -> impl Fn(Range<usize>, &mut [f32]) -> Result<(), Infallible> + Sync {
+    move |range, into| {
         into.copy_from_slice(&values[range.start * inputs..range.end * inputs]);
-        Ok::<_, Infallible>(())
+        Ok(())
+    }
+}
+
+/// In bf16, both as it is packed for processors that multiply pairs and for others.
+fn packed_both_ways(out: usize, inputs: usize, random: &mut Random) -> [PackedWeight; 2] {
+    let values = random.normals(out * inputs);
+    let (threads, size) = (Threads::new(2), (out, inputs));
+    let Ok(tiles) = pack(size, &threads, rows_of(&values, inputs));
+    let Ok(pairs) = pack(size, &threads, rows_of(&values, inputs));
+    [Tiles::Bf16(tiles), Tiles::Bf16Pairs(pairs)].map(|tiles| PackedWeight {
+        out_features: out,
+        in_features: inputs,
+        tiles,
     })
-    .unwrap()
 }
 
 fn tensor(values: &[f32], shape: (usize, usize)) -> Tensor {
@@ -29,8 +50,9 @@ fn equals_the_reference_over_ragged_shapes() {
     let sizes = [(1, 1), (31, 7), (32, 16), (33, 65), (100, 129), (257, 40)];
     let two = Threads::new(2);
     for (out, inputs) in sizes {
-        for dtype in DTYPES {
-            let weight = Arc::new(packed(out, inputs, dtype, &mut random));
+        let [_, pairs] = packed_both_ways(out, inputs, &mut random);
+        let weights = DTYPES.map(|dtype| packed(out, inputs, dtype, &mut random));
+        for weight in weights.into_iter().chain([pairs]).map(Arc::new) {
             let bias = random.normals(out);
             for rows in [0, 1, 2, 3, 5, 6, 7, 12, 13, 33] {
                 let x = random.normals(rows * inputs);
@@ -38,7 +60,8 @@ fn equals_the_reference_over_ragged_shapes() {
                 let expected = linear_reference(&weight, bias, &x);
                 for isa in Isa::available() {
                     for threads in [two.with_isa(isa), Threads::new(1).with_isa(isa)] {
-                        let what = format!("{out}x{inputs} {dtype:?} {rows} {threads:?}");
+                        let what =
+                            format!("{out}x{inputs} {} {rows} {threads:?}", weight.dtype().name());
                         let bias = bias.map(|b| Arc::new(b.to_vec()));
                         let op = Linear { weight: Arc::clone(&weight), bias, threads };
                         let y = tensor(&x, (rows, inputs)).apply_op1_no_bwd(&op).unwrap();
@@ -78,6 +101,25 @@ fn a_product_is_close_to_its_f64_value() {
     for (n, y) in linear_reference(&weight, None, &x).iter().enumerate() {
         let terms = (0..300).map(|k| f64::from(x[k]) * f64::from(weight.value(n, k)));
         assert!((terms.sum::<f64>() - f64::from(*y)).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn pairs_hold_the_numbers_of_bf16_and_differ_in_small_ones_alone() {
+    let mut random = Random::new(6);
+    for inputs in [0, 1, 6, 7] {
+        let [single, pairs] = packed_both_ways(40, inputs, &mut random);
+        assert_eq!(pairs.bytes(), 64 * inputs.next_multiple_of(2) * 2);
+        for (row, k) in (0..40).flat_map(|row| (0..inputs).map(move |k| (row, k))) {
+            assert_eq!(single.value(row, k), pairs.value(row, k));
+        }
+        let x = random.normals(3 * inputs);
+        let y = [&single, &pairs].map(|weight| linear_reference(weight, None, &x));
+        assert_same_bits(&y[0], &y[1], "sums of normal numbers");
+        let tiny = vec![1e-39; inputs];
+        assert!(linear_reference(&pairs, None, &tiny).iter().all(|y| *y == 0.0));
+        let y = linear_reference(&single, None, &tiny);
+        assert!(y.iter().all(|y| (*y == 0.0) == (inputs == 0)));
     }
 }
 

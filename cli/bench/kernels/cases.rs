@@ -100,7 +100,8 @@ fn plain_linear(clock: &Clock, dtype: WeightDtype, rows: usize) -> Result<Figure
         let Ok(weight) = PackedWeight::pack(INNER, HIDDEN, dtype, &clock.threads, fill);
         weight
     };
-    linear(clock, Peak::F32, rows, weight)
+    let peak = if dtype == WeightDtype::Bf16 { Peak::Bf16 } else { Peak::F32 };
+    linear(clock, peak, rows, weight)
 }
 
 fn quantized_linear(clock: &Clock, format: BlockFormat, rows: usize) -> Result<Figures> {

@@ -18,6 +18,7 @@ use crate::args::{CommonArgs, KernelsArgs};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Peak {
     F32,
+    Bf16,
     Int8,
 }
 
@@ -36,6 +37,8 @@ struct Figures {
 struct Ceilings {
     read_bytes: f64,
     f32_operations: f64,
+    /// As many as of f32 where the processor has none in pairs.
+    bf16_operations: f64,
     int8_operations: f64,
 }
 
@@ -74,6 +77,7 @@ pub fn run(args: &KernelsArgs, common: &CommonArgs) -> Result<Outcome> {
         "repeats": clock.repeats,
         "read_bytes_per_second": ceilings.read_bytes,
         "f32_operations_per_second": ceilings.f32_operations,
+        "bf16_operations_per_second": ceilings.bf16_operations,
         "int8_operations_per_second": ceilings.int8_operations,
         "rows": rows,
     });
@@ -111,6 +115,7 @@ impl Clock {
         };
         Ceilings {
             f32_operations: rate(ceilings::f32_products),
+            bf16_operations: rate(ceilings::bf16_products),
             int8_operations: rate(ceilings::int8_products),
             read_bytes: self.read_bandwidth(),
         }
@@ -131,6 +136,7 @@ impl Ceilings {
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "reading memory {:.1} GB/s", self.read_bytes / 1e9)?;
         writeln!(out, "products of f32 {:.0} GOP/s", self.f32_operations / 1e9)?;
+        writeln!(out, "products of bf16 {:.0} GOP/s", self.bf16_operations / 1e9)?;
         writeln!(out, "products of 8-bit integers {:.0} GOP/s", self.int8_operations / 1e9)?;
         let names = ("op", "ms", "GB/s", "of read", "GOP/s", "of peak");
         let (op, ms, gb, read, gop, peak) = names;
@@ -140,6 +146,7 @@ impl Ceilings {
     fn operations(&self, peak: Peak) -> f64 {
         match peak {
             Peak::F32 => self.f32_operations,
+            Peak::Bf16 => self.bf16_operations,
             Peak::Int8 => self.int8_operations,
         }
     }
