@@ -7,6 +7,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512, Avx512Bf16, Vnni};
+#[cfg(target_arch = "aarch64")]
+use crate::simd::{Dotprod, Neon};
 use crate::simd::{IntSimd, PairSimd, Portable, Simd};
 
 /// An instruction set this processor has. Values come from detection only.
@@ -20,6 +22,8 @@ enum Level {
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
 impl Isa {
@@ -39,6 +43,8 @@ impl Isa {
             found.extend(Avx512::detect().map(|token| Isa(Level::Avx512(token))));
             found.extend(Avx2::detect().map(|token| Isa(Level::Avx2(token))));
         }
+        #[cfg(target_arch = "aarch64")]
+        found.extend(Neon::detect().map(|token| Isa(Level::Neon(token))));
         found.push(Isa::PORTABLE);
         found
     }
@@ -50,6 +56,8 @@ impl Isa {
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => "neon",
         }
     }
 
@@ -61,6 +69,8 @@ impl Isa {
             Level::Avx2(_) => Avx2::WIDE,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => Avx512::WIDE,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => Neon::WIDE,
         }
     }
 
@@ -73,6 +83,8 @@ impl Isa {
             Level::Avx2(token) => token.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(token) => token.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(token) => token.run(kernel),
         }
     }
 
@@ -85,6 +97,10 @@ impl Isa {
             IntLevel::Avx2(token) => token.run_int(kernel),
             #[cfg(target_arch = "x86_64")]
             IntLevel::Vnni(token) => token.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            IntLevel::Neon(token) => token.run_int(kernel),
+            #[cfg(target_arch = "aarch64")]
+            IntLevel::Dotprod(token) => token.run(kernel),
         }
     }
 
@@ -96,6 +112,8 @@ impl Isa {
             IntLevel::Avx2(_) => Avx2::WIDE,
             #[cfg(target_arch = "x86_64")]
             IntLevel::Vnni(_) => Avx512::WIDE,
+            #[cfg(target_arch = "aarch64")]
+            IntLevel::Neon(_) | IntLevel::Dotprod(_) => Neon::WIDE,
         }
     }
 
@@ -122,7 +140,7 @@ impl Isa {
         kernel.run(Portable);
     }
 
-    /// The first processors with AVX-512 have no products of bytes in it.
+    /// The first processors with AVX-512, or NEON, have no products of bytes in it.
     fn int_level(self) -> IntLevel {
         match self.0 {
             Level::Portable => IntLevel::Portable,
@@ -134,6 +152,10 @@ impl Isa {
                 (None, Some(token)) => IntLevel::Avx2(token),
                 (None, None) => IntLevel::Portable,
             },
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(token) => {
+                Dotprod::detect(token).map_or(IntLevel::Neon(token), IntLevel::Dotprod)
+            }
         }
     }
 }
@@ -145,6 +167,10 @@ enum IntLevel {
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Vnni(Vnni),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(Dotprod),
 }
 
 /// A hot loop with its arguments. `run` and everything it calls must be `#[inline(always)]`:

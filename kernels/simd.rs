@@ -5,7 +5,21 @@
 
 use half::{bf16, f16};
 
+/// Trait methods that are one call of a function needing the token's features.
+macro_rules! with_token {
+    ($(fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty = $function:path;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $out {
+            // SAFETY: the function asks for nothing but instructions, and `self` proves that
+            // `detect` found them.
+            unsafe { $function($($arg),*) }
+        }
+    )*};
+}
+
 mod int;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pairs;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -14,6 +28,8 @@ mod x86_int;
 #[cfg(target_arch = "x86_64")]
 mod x86_pairs;
 pub(crate) use int::IntSimd;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::{Dotprod, Neon};
 pub(crate) use pairs::{Bf16Pair, PairSimd, dot as pair_dot};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};

@@ -58,19 +58,6 @@ impl Avx2 {
     }
 }
 
-/// Trait methods that are one call of a function needing the token's features.
-macro_rules! with_token {
-    ($(fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty = $function:path;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $type),*) -> $out {
-            // SAFETY: the function asks for nothing but instructions, and `self` proves that
-            // `detect` found them.
-            unsafe { $function($($arg),*) }
-        }
-    )*};
-}
-pub(super) use with_token;
-
 impl Simd for Avx512 {
     type V = __m512;
     const WIDE: bool = true;

@@ -2,7 +2,7 @@
 
 use super::Simd;
 use super::int::{BYTES, IntSimd};
-use super::x86::{self, Avx2, Avx512, with_token};
+use super::x86::{self, Avx2, Avx512};
 use crate::isa::IntKernel;
 use std::arch::x86_64::*;
 use std::mem::transmute;

@@ -2,7 +2,7 @@
 
 use super::LANES;
 use super::pairs::{Bf16Pair, PairSimd};
-use super::x86::{Avx512, with_token};
+use super::x86::Avx512;
 use crate::isa::PairKernel;
 use std::arch::x86_64::*;
 use std::mem::transmute;
