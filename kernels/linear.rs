@@ -22,11 +22,13 @@ use crate::dtype::{Element, WeightDtype};
 use crate::error::Error;
 use crate::isa::{Kernel, PairKernel};
 use crate::math::{RoundToBf16, round_to_bf16};
+use crate::memory::written;
 use crate::quantized;
 use crate::simd::{Bf16Pair, LANES, PairSimd, Simd, pair_dot};
 use crate::threads::{Disjoint, Threads};
 use crate::view::Rows;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -107,35 +109,34 @@ impl Linear {
         run: impl Fn(Part<E, X>) + Sync,
     ) -> Vec<f32> {
         let outputs = self.weight.out_features;
-        let mut y = vec![0f32; rows * outputs];
-        if y.is_empty() {
-            return y;
+        if rows * outputs == 0 {
+            return Vec::new();
         }
         let bias = self.bias.as_deref().map(Vec::as_slice);
         let columns = outputs.div_ceil(TILE);
         let lines = tiles.len() / columns;
         if lines == 0 {
-            for row in y.chunks_exact_mut(outputs) {
-                row.copy_from_slice(bias.unwrap_or(&vec![0.0; outputs]));
-            }
-            return y;
+            return bias.unwrap_or(&vec![0.0; outputs]).repeat(rows);
         }
         let chunk = (CHUNK_BYTES / (lines * size_of::<X>())).next_multiple_of(block);
         let row_parts = rows.div_ceil(chunk);
         // Enough parts that threads end together, few enough that claiming them costs nothing.
         let column_parts = columns.min((self.threads.count() * 8).div_ceil(row_parts).max(1));
-        let output = Output { y: Disjoint::new(&mut y), bias, features: outputs };
-        let job = Product { x, tiles, lines, output, block };
-        self.threads.run(row_parts * column_parts, |part| {
-            let (row_part, column_part) = (part / column_parts, part % column_parts);
-            run(Part {
-                job: &job,
-                rows: row_part * chunk..rows.min((row_part + 1) * chunk),
-                columns: column_part * columns / column_parts
-                    ..(column_part + 1) * columns / column_parts,
+        let write = |y: Disjoint<_>| {
+            let output = Output { y, bias, features: outputs };
+            let job = Product { x, tiles, lines, output, block };
+            self.threads.run(row_parts * column_parts, |part| {
+                let (row_part, column_part) = (part / column_parts, part % column_parts);
+                run(Part {
+                    job: &job,
+                    rows: row_part * chunk..rows.min((row_part + 1) * chunk),
+                    columns: column_part * columns / column_parts
+                        ..(column_part + 1) * columns / column_parts,
+                });
             });
-        });
-        y
+        };
+        // SAFETY: the parts are all rows and all columns, and a part finishes each of its own.
+        unsafe { written(rows * outputs, write) }
     }
 
     /// [block][k][row], rounded as the weights ask. The last block is as narrow as its rows.
@@ -191,7 +192,7 @@ struct Product<'a, E, X> {
 
 /// Where products go: (rows, features).
 pub(crate) struct Output<'a> {
-    pub y: Disjoint<'a, f32>,
+    pub y: Disjoint<'a, MaybeUninit<f32>>,
     pub bias: Option<&'a [f32]>,
     pub features: usize,
 }
@@ -212,7 +213,7 @@ impl Output<'_> {
         // SAFETY: these are elements of one row and one tile; the parts of a run split rows and
         // tiles between them without overlap, and a part stores one segment at a time.
         let out = unsafe { self.y.slice(start..start + values.len()) };
-        out.copy_from_slice(values);
+        out.write_copy_of_slice(values);
     }
 }
 

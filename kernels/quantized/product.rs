@@ -18,6 +18,7 @@ use super::panels::{Line, Panels, QUADS};
 use super::{BlockFormat, GROUP};
 use crate::isa::{IntKernel, Kernel};
 use crate::linear::{Output, TILE};
+use crate::memory::written;
 use crate::simd::{IntSimd, LANES, ROUNDING, SMALLEST, Simd};
 use crate::threads::{Disjoint, Threads};
 use crate::view::Rows;
@@ -37,18 +38,20 @@ pub(crate) fn product(
     threads: &Threads,
 ) -> Vec<f32> {
     let outputs = panels.last().map_or(0, |last| last.rows.end);
-    let mut y = vec![0f32; x.count * outputs];
-    if y.is_empty() {
-        return y;
+    if x.count * outputs == 0 {
+        return Vec::new();
     }
-    let x = IntRows::new(x, threads);
-    let output = Output { y: Disjoint::new(&mut y), bias, features: outputs };
-    for panels in panels {
-        let starts = x.starts(panels.format);
-        let job = Job { x: &x, starts: &starts, panels, output: &output };
-        job.run(threads);
-    }
-    y
+    let write = |y: Disjoint<_>| {
+        let x = IntRows::new(x, threads);
+        let output = Output { y, bias, features: outputs };
+        for panels in panels {
+            let starts = x.starts(panels.format);
+            let job = Job { x: &x, starts: &starts, panels, output: &output };
+            job.run(threads);
+        }
+    };
+    // SAFETY: the panels are all columns, and a job finishes each of its own for all rows.
+    unsafe { written(x.count * outputs, write) }
 }
 
 /// Rows as integers, in blocks of neighbours.

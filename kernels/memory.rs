@@ -1,0 +1,71 @@
+//! Memory of results: neither zeroed before it is written nor given back between two steps.
+
+use crate::threads::Disjoint;
+use std::mem::MaybeUninit;
+
+/// A vector of `len` numbers as `write` leaves them; builds with debug assertions begin with NaN.
+///
+/// # Safety
+/// `write` writes every number.
+pub(crate) unsafe fn written(
+    len: usize,
+    write: impl FnOnce(Disjoint<MaybeUninit<f32>>),
+) -> Vec<f32> {
+    let mut numbers = Vec::with_capacity(len);
+    let spare = &mut numbers.spare_capacity_mut()[..len];
+    if cfg!(debug_assertions) {
+        spare.fill(MaybeUninit::new(f32::NAN));
+    }
+    write(Disjoint::new(spare));
+    // SAFETY: the capacity is no less, and the caller promises that all of them are written.
+    unsafe { numbers.set_len(len) };
+    numbers
+}
+
+/// Keeps freed memory for what is asked for next, up to [`KEPT`] of it, instead of giving it back:
+/// each step frees and needs the same again, and its pages would be cleared for it each time. Of
+/// the whole process, so for programs; nothing where the C library is not glibc.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        use std::ffi::c_int;
+        const M_TRIM_THRESHOLD: c_int = -1;
+        const M_MMAP_THRESHOLD: c_int = -3;
+        unsafe extern "C" {
+            fn mallopt(parameter: c_int, value: c_int) -> c_int;
+        }
+        // SAFETY: settings of the allocator, valid at any time; it refuses what it can't do.
+        unsafe { mallopt(M_TRIM_THRESHOLD, KEPT) };
+        // SAFETY: as above.
+        unsafe { mallopt(M_MMAP_THRESHOLD, LARGEST) };
+    }
+}
+
+/// Bytes.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const KEPT: i32 = 256 << 20;
+/// What is larger is given back at once, as memory for KV and weights. More is not accepted.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const LARGEST: i32 = 32 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_there() {
+        for len in [0, 1, 100] {
+            let write = |out: Disjoint<MaybeUninit<f32>>| {
+                for i in 0..len {
+                    // SAFETY: one slice at a time.
+                    let one = unsafe { out.slice(i..i + 1) };
+                    one[0].write(i as f32);
+                }
+            };
+            // SAFETY: all of the range is written.
+            let numbers = unsafe { written(len, write) };
+            let expected: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            assert_eq!(numbers, expected);
+        }
+    }
+}
