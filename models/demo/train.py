@@ -3,7 +3,7 @@
     python train.py --out OUT                          the shipped variant
     python train.py --out OUT --variant full           causal only
     python train.py --out OUT --variant mixed-sink     BOS first, visible to every chunk
-    python train.py --out OUT --init FOLDER            the last stage, from trained weights
+    python train.py --out OUT --init FOLDER --mean     a last stage, from trained weights
 
 The same seed and token budget give the same data in the same order. A run that was stopped
 (SIGTERM) goes on from OUT/state.pt.
@@ -176,6 +176,13 @@ def train(a):
             if step % a.every == 0:
                 save(a.out, net, optimizer, step, clock)
     save(a.out, net, optimizer, step, clock)
+    if a.mean and step == len(plan):
+        first = model.Qwen3(net.config, 0)
+        model.load(first, a.init)
+        with torch.no_grad():
+            for p, q in zip(net.parameters(), first.to(a.device).parameters()):
+                p.lerp_(q, 0.5)
+        model.save(net, a.out)
 
 
 def save(out, net, optimizer, step, clock):
@@ -193,6 +200,8 @@ if __name__ == "__main__":
                            every=100).items():
         args.add_argument("--" + key, type=type(value), default=value)
     args.add_argument("--variant", choices=VARIANTS, default="mixed")
+    args.add_argument("--mean", action="store_true",
+                      help="ends with the mean of --init's weights and those trained from them")
     args.add_argument("--compile", action="store_true")
     args.add_argument("--f32", action="store_true", help="for processors without bf16 units")
     train(args.parse_args())
