@@ -60,7 +60,6 @@ impl Error for UsageError {}
 
 /// Runs the program with these arguments, the program's name first.
 pub fn run(argv: Vec<OsString>) -> ExitCode {
-    strand_kernels::keep_freed_memory();
     match settings::parse(&argv).and_then(obey) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::from(1),

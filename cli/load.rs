@@ -65,6 +65,8 @@ pub fn load(
         progress.update(done, total);
     })?;
     drop(progress);
+    // only now: weights and KV come on pages of their own
+    strand_kernels::keep_freed_memory();
     if let Some(note) = &loaded.note {
         crate::note(note);
     }

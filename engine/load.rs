@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use strand_kernels::gpu::Gpu;
-use strand_kernels::{Isa, RotaryTable, Threads, numerics};
+use strand_kernels::{RotaryTable, Threads, numerics};
 use strand_layers::gpu_attention::GpuSizes;
 use strand_layers::gpu_kv_cache::GpuKvCache;
 use strand_layers::kv_cache::{KvCache, KvCacheShape};
@@ -59,16 +59,12 @@ pub fn load(
     let (gpu, facts) = gpu.unzip();
     let weight_bytes = |dtype| files.weights.bytes(&files.config, dtype);
     let plan = EnginePlan::resolve(config, &files.config, weight_bytes, &Machine::this(facts))?;
-    let (runner, rotary) = match &gpu {
+    let (runner, rotary, numerics) = match &gpu {
         None => on_cpu(&files, &plan, progress)?,
         Some(gpu) => {
             let sizes = config.gpu_sizes(plan.max_model_len);
             on_gpu(gpu, &files, (&plan, sizes), progress)?
         }
-    };
-    let numerics = match &gpu {
-        None => numerics(Isa::detect(), plan.dtype, plan.kv_dtype),
-        Some(gpu) => device::numerics(gpu, &plan),
     };
     let eos = files.generation.stop_token_ids.clone();
     let (tiers, io_files) = tiers(&files, &plan, store, (gpu, numerics, &rotary))?;
@@ -83,7 +79,8 @@ pub fn load(
     Ok(Loaded { engine, facts, files: io_files, note })
 }
 
-type Running = (ModelRunner, Arc<RotaryTable>);
+/// A model, its rotary table and the name of its arithmetic.
+type Running = (ModelRunner, Arc<RotaryTable>, String);
 
 fn on_cpu(
     files: &ModelFiles,
@@ -95,7 +92,8 @@ fn on_cpu(
     let decoder = Decoder::load(config, &files.weights, plan.dtype, length, &threads, progress)?;
     let kv_cache = KvCache::new(kv_shape(config, plan), plan.kv_dtype, &threads)?;
     let rotary = decoder.rotary().clone();
-    Ok((ModelRunner::Cpu(Box::new(CpuRunner::new(decoder, kv_cache))), rotary))
+    let numerics = numerics(threads.isa(), plan.dtype, plan.kv_dtype);
+    Ok((ModelRunner::Cpu(Box::new(CpuRunner::new(decoder, kv_cache))), rotary, numerics))
 }
 
 fn on_gpu(
@@ -112,7 +110,7 @@ fn on_gpu(
     let kv_cache = GpuKvCache::new(gpu, kv_shape(&files.config, plan), plan.kv_dtype)?;
     let rotary = decoder.rotary().clone();
     let runner = GpuRunner::new(gpu.clone(), decoder, kv_cache, sizes)?;
-    Ok((ModelRunner::Gpu(Box::new(runner)), rotary))
+    Ok((ModelRunner::Gpu(Box::new(runner)), rotary, device::numerics(gpu, plan)))
 }
 
 fn kv_shape(config: &ModelConfig, plan: &EnginePlan) -> KvCacheShape {

@@ -15,8 +15,8 @@
 mod weight;
 
 pub use weight::PackedWeight;
+use weight::{Cell, Tiles};
 pub(crate) use weight::{Columns, TILE};
-use weight::{Packed, Tiles};
 
 use crate::dtype::{Element, WeightDtype};
 use crate::error::Error;
@@ -94,6 +94,7 @@ impl Linear {
 
     fn in_pairs(&self, x: Rows, tiles: &[Columns<Bf16Pair>]) -> Vec<f32> {
         let isa = self.threads.isa();
+        // as wide as what `run_pairs` runs on
         let block = if isa.has_bf16_pairs() { WIDE_ROWS } else { NARROW_ROWS };
         let packed = self.pack_pairs(x, block);
         self.product(x.count, block, &packed, tiles, |part| isa.run_pairs(part))
@@ -118,7 +119,7 @@ impl Linear {
         if lines == 0 {
             return bias.unwrap_or(&vec![0.0; outputs]).repeat(rows);
         }
-        let chunk = (CHUNK_BYTES / (lines * size_of::<X>())).next_multiple_of(block);
+        let chunk = (CHUNK_BYTES / (lines * size_of::<X>())).max(1).next_multiple_of(block);
         let row_parts = rows.div_ceil(chunk);
         // Enough parts that threads end together, few enough that claiming them costs nothing.
         let column_parts = columns.min((self.threads.count() * 8).div_ceil(row_parts).max(1));
@@ -439,7 +440,7 @@ pub fn linear_reference(weight: &PackedWeight, bias: Option<&[f32]>, x: &[f32]) 
                 Tiles::Bf16Pairs(tiles) => {
                     let tile = tiles.chunks_exact(row.len().div_ceil(2)).nth(n / TILE);
                     let pairs = tile.into_iter().flatten().zip(row.chunks(2));
-                    pairs.fold(0.0, |sum, (w, x)| pair_dot(sum, w.0[n % TILE], Packed::of(x)))
+                    pairs.fold(0.0, |sum, (w, x)| pair_dot(sum, w.0[n % TILE], Cell::of(x)))
                 }
                 _ => row.iter().enumerate().fold(0f32, |sum, (k, &x)| {
                     let x = if round { round_to_bf16(x) } else { x };

@@ -22,9 +22,10 @@ pub(crate) unsafe fn written(
     numbers
 }
 
-/// Keeps freed memory for what is asked for next, up to [`KEPT`] of it, instead of giving it back:
-/// each step frees and needs the same again, and its pages would be cleared for it each time. Of
-/// the whole process, so for programs; nothing where the C library is not glibc.
+/// From here on freed memory is kept for what is asked for next, up to 256 MiB of each of the
+/// allocator's heaps, and not given back: each step frees and needs the same again, and its pages
+/// would be cleared for it each time. Of the whole process, so for programs, once what stays is
+/// allocated; nothing where the C library is not glibc.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -44,7 +45,7 @@ pub fn keep_freed_memory() {
 /// Bytes.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const KEPT: i32 = 256 << 20;
-/// What is larger is given back at once, as memory for KV and weights. More is not accepted.
+/// What is larger is on pages of its own and given back at once. More is not accepted.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const LARGEST: i32 = 32 << 20;
 

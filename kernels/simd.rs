@@ -6,6 +6,7 @@
 use half::{bf16, f16};
 
 /// Trait methods that are one call of a function needing the token's features.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! with_token {
     ($(fn $name:ident($($arg:ident: $type:ty),*) -> $out:ty = $function:path;)*) => {$(
         #[inline(always)]

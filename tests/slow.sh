@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What takes too long for every run of the suite: thousands of histories, hundreds of kills, ten
 # minutes of many clients, hundreds of probes of who has what, millions of blows, minutes of
-# fuzzing, other people's judges of the server, and their vectors of a real model. Prints what was
-# run, on what, and how it ended; results are kept in tests/results/.
+# fuzzing, other people's judges of the server, their vectors of a real model, and the kernels on a
+# processor that is not here. Prints what was run, on what, and how it ended; results are kept in
+# tests/results/.
 #
 #     tests/slow.sh [STEP...]      [default: all of them, in the order below]
 set -euo pipefail
@@ -32,7 +33,20 @@ fuzz() {
     rm -rf "$found"
 }
 
-all='histories processes soak timing blows fuzz spans judges minilm'
+# Needs `rustup target add aarch64-unknown-linux-gnu`, a linker for it and qemu-user.
+neon() {
+    local target=aarch64-unknown-linux-gnu cpu
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    for cpu in max cortex-a72; do # with products of bytes, and without
+        printf '\n== neon, qemu-aarch64 -cpu %s\n' "$cpu"
+        local run="qemu-aarch64 -cpu $cpu -L /usr/aarch64-linux-gnu"
+        export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$run"
+        cargo test --locked -p strand-kernels --lib --target "$target" 2>/dev/null |
+            grep -E '^(test result|test .*FAILED)'
+    done
+}
+
+all='histories processes soak timing blows fuzz spans judges minilm neon'
 for step in "${@:-$all}"; do
     for name in $step; do
         case $name in
@@ -45,6 +59,7 @@ for step in "${@:-$all}"; do
         spans) FEATURES=otel run server_traces ;;
         judges) printf '\n== judges\n' && tests/clients/judges.sh ;;
         minilm) printf '\n== minilm\n' && tests/clients/minilm.sh ;;
+        neon) neon ;;
         *) echo "there is no step $name" >&2 && exit 2 ;;
         esac
     done

@@ -6,8 +6,6 @@ use std::convert::Infallible;
 
 use super::weight::pack;
 
-const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16];
-
 fn packed(out: usize, inputs: usize, dtype: WeightDtype, random: &mut Random) -> PackedWeight {
     let values = random.normals(out * inputs);
     PackedWeight::pack(out, inputs, dtype, &Threads::new(2), rows_of(&values, inputs)).unwrap()
@@ -50,9 +48,10 @@ fn equals_the_reference_over_ragged_shapes() {
     let sizes = [(1, 1), (31, 7), (32, 16), (33, 65), (100, 129), (257, 40)];
     let two = Threads::new(2);
     for (out, inputs) in sizes {
-        let [_, pairs] = packed_both_ways(out, inputs, &mut random);
-        let weights = DTYPES.map(|dtype| packed(out, inputs, dtype, &mut random));
-        for weight in weights.into_iter().chain([pairs]).map(Arc::new) {
+        let both = packed_both_ways(out, inputs, &mut random);
+        let weights = [WeightDtype::F32, WeightDtype::F16]
+            .map(|dtype| packed(out, inputs, dtype, &mut random));
+        for weight in weights.into_iter().chain(both).map(Arc::new) {
             let bias = random.normals(out);
             for rows in [0, 1, 2, 3, 5, 6, 7, 12, 13, 33] {
                 let x = random.normals(rows * inputs);
@@ -77,20 +76,31 @@ fn equals_the_reference_over_ragged_shapes() {
 #[test]
 fn many_row_chunks_and_strided_rows_change_nothing() {
     let mut random = Random::new(2);
-    let (rows, inputs, out) = (120, 1500, 40);
-    let weight = Arc::new(packed(out, inputs, WeightDtype::Bf16, &mut random));
+    // more than one part of rows, also in pairs
+    let (rows, inputs, out) = (120, 3000, 40);
     let x = tensor(&random.normals(rows * (inputs + 9)), (rows, inputs + 9));
     let x = x.narrow(1, 5, inputs).unwrap();
-    let threads = Threads::new(2);
-    let op = Linear { weight: Arc::clone(&weight), bias: None, threads };
-    let all = values(&x.apply_op1_no_bwd(&op).unwrap());
-    for row in [0, 1, 86, 87, 119] {
-        let one = x.narrow(0, row, 1).unwrap();
-        let alone = values(&one.apply_op1_no_bwd(&op).unwrap());
-        assert_same_bits(&all[row * out..(row + 1) * out], &alone, "a row alone");
-        let expected = linear_reference(&weight, None, &values(&one));
-        assert_same_bits(&expected, &alone, "reference");
+    for weight in packed_both_ways(out, inputs, &mut random).map(Arc::new) {
+        let op = Linear { weight: Arc::clone(&weight), bias: None, threads: Threads::new(2) };
+        let all = values(&x.apply_op1_no_bwd(&op).unwrap());
+        for row in [0, 1, 41, 42, 47, 48, 89, 90, 95, 96, 119] {
+            let one = x.narrow(0, row, 1).unwrap();
+            let alone = values(&one.apply_op1_no_bwd(&op).unwrap());
+            assert_same_bits(&all[row * out..(row + 1) * out], &alone, "a row alone");
+            let expected = linear_reference(&weight, None, &values(&one));
+            assert_same_bits(&expected, &alone, "reference");
+        }
     }
+}
+
+#[test]
+fn rows_longer_than_a_part_are_multiplied_too() {
+    let inputs = CHUNK_BYTES / 4 + 1;
+    let weight = Arc::new(packed(1, inputs, WeightDtype::F32, &mut Random::new(7)));
+    let op = Linear { weight: Arc::clone(&weight), bias: None, threads: Threads::new(1) };
+    let x = vec![1.0; inputs];
+    let y = tensor(&x, (1, inputs)).apply_op1_no_bwd(&op).unwrap();
+    assert_same_bits(&linear_reference(&weight, None, &x), &values(&y), "a long row");
 }
 
 #[test]

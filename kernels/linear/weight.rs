@@ -125,21 +125,21 @@ impl PackedWeight {
 }
 
 /// What a line of a tile has of a column.
-pub(super) trait Packed: Copy + Default + Send + Sync {
+pub(super) trait Cell: Copy + Default + Send + Sync {
     /// Inputs it is of.
     const INPUTS: usize;
     /// Of as many numbers, or of fewer at the end.
     fn of(x: &[f32]) -> Self;
 }
 
-impl<E: Element> Packed for E {
+impl<E: Element> Cell for E {
     const INPUTS: usize = 1;
     fn of(x: &[f32]) -> Self {
         E::narrow(x[0])
     }
 }
 
-impl Packed for Bf16Pair {
+impl Cell for Bf16Pair {
     const INPUTS: usize = 2;
     fn of(x: &[f32]) -> Self {
         let second = x.get(1).map_or(0.0, |x| round_to_bf16(*x));
@@ -147,7 +147,7 @@ impl Packed for Bf16Pair {
     }
 }
 
-pub(super) fn pack<T: Packed, E: Send>(
+pub(super) fn pack<T: Cell, E: Send>(
     (out_features, in_features): (usize, usize),
     threads: &Threads,
     rows: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,

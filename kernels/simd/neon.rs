@@ -68,12 +68,16 @@ impl Simd for Neon {
     #[inline(always)]
     fn prefetch<T>(self, data: *const T) {
         // SAFETY: a hint; the processor ignores addresses it cannot read.
-        unsafe { asm!("prfm pldl1keep, [{}]", in(reg) data, options(readonly, nostack)) }
+        unsafe {
+            asm!("prfm pldl1keep, [{}]", in(reg) data, options(nomem, nostack, preserves_flags))
+        }
     }
     #[inline(always)]
     fn prefetch_far<T>(self, data: *const T) {
         // SAFETY: as above.
-        unsafe { asm!("prfm pldl2keep, [{}]", in(reg) data, options(readonly, nostack)) }
+        unsafe {
+            asm!("prfm pldl2keep, [{}]", in(reg) data, options(nomem, nostack, preserves_flags))
+        }
     }
 
     with_token! {
@@ -319,16 +323,25 @@ mod ints {
     #[target_feature(enable = "neon")]
     pub(super) fn dot(sums: Sums, codes: Bytes, x: i32) -> Sums {
         let x = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(x)));
-        std::array::from_fn(|i| {
-            let two_columns = |codes| {
-                let codes = vreinterpretq_s16_u16(codes);
-                let first = vmull_s16(vget_low_s16(codes), vget_low_s16(x));
-                vpaddq_s32(first, vmull_high_s16(codes, x))
-            };
-            let low = two_columns(vmovl_u8(vget_low_u8(codes[i])));
-            let high = two_columns(vmovl_high_u8(codes[i]));
-            vaddq_s32(sums[i], vpaddq_s32(low, high))
-        })
+        let [a, b, c, d] = codes;
+        let [e, f, g, h] = sums;
+        [four_columns(e, a, x), four_columns(f, b, x), four_columns(g, c, x), four_columns(h, d, x)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn four_columns(sums: int32x4_t, codes: uint8x16_t, x: int16x8_t) -> int32x4_t {
+        let low = two_columns(vmovl_u8(vget_low_u8(codes)), x);
+        let high = two_columns(vmovl_high_u8(codes), x);
+        vaddq_s32(sums, vpaddq_s32(low, high))
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn two_columns(codes: uint16x8_t, x: int16x8_t) -> int32x4_t {
+        let codes = vreinterpretq_s16_u16(codes);
+        let first = vmull_s16(vget_low_s16(codes), vget_low_s16(x));
+        vpaddq_s32(first, vmull_high_s16(codes, x))
     }
 
     /// The instruction's bytes are signed on both sides: of each code it gets 128 less, which is
@@ -339,10 +352,9 @@ mod ints {
         let x = vreinterpretq_s8_s32(vdupq_n_s32(x));
         let half = vdupq_n_s8(64);
         let rest = sdot(sdot(vdupq_n_s32(0), half, x), half, x);
-        std::array::from_fn(|i| {
-            let codes = veorq_u8(codes[i], vdupq_n_u8(128));
-            sdot(vaddq_s32(sums[i], rest), vreinterpretq_s8_u8(codes), x)
-        })
+        let [a, b, c, d] = codes.map(|codes| vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(128))));
+        let [e, f, g, h] = sums.map(|sums| vaddq_s32(sums, rest));
+        [sdot(e, a, x), sdot(f, b, x), sdot(g, c, x), sdot(h, d, x)]
     }
 
     #[inline]

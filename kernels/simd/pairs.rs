@@ -2,7 +2,8 @@
 //!
 //! What one instruction of newer processors computes, and no other rounds: to a sum is added the
 //! product of the first numbers, then that of the second ones, each rounded once. Numbers too
-//! small to be normal count as zeros, whether read or computed.
+//! small to be normal count as zeros, whether read or computed. (Where a result is so near to the
+//! smallest normal number that it is rounded up to it, the instruction may give a zero instead.)
 
 use super::{LANES, Portable, Simd};
 
@@ -62,7 +63,7 @@ impl PairSimd for Portable {
 #[inline(always)]
 pub(crate) fn dot(sum: f32, a: Bf16Pair, b: Bf16Pair) -> f32 {
     let products = a.numbers().into_iter().zip(b.numbers());
-    products.fold(sum, |sum, (a, b)| flush(flush(a).mul_add(flush(b), sum)))
+    products.fold(flush(sum), |sum, (a, b)| flush(flush(a).mul_add(flush(b), sum)))
 }
 
 #[inline(always)]
@@ -128,6 +129,7 @@ mod tests {
             assert_eq!(dots(isa, [pair(1e30, 1.0); LANES], &[tiny], 0.0), [0.0; LANES]);
             assert_eq!(dots(isa, [small; LANES], &[small], 0.0), [0.0; LANES]);
             assert_eq!(dots(isa, [small; LANES], &[small], 1.0), [1.0; LANES]);
+            assert_eq!(dots(isa, [small; LANES], &[small], 1e-39), [0.0; LANES]);
             let minus = dots(isa, [small; LANES], &[pair(-1e-20, -1e-20)], -0.0);
             assert!(minus.iter().all(|x| *x == 0.0 && x.is_sign_negative()), "{isa:?}");
         }

@@ -204,4 +204,7 @@ if __name__ == "__main__":
                       help="ends with the mean of --init's weights and those trained from them")
     args.add_argument("--compile", action="store_true")
     args.add_argument("--f32", action="store_true", help="for processors without bf16 units")
-    train(args.parse_args())
+    args = args.parse_args()
+    if args.mean and os.path.realpath(args.init or args.out) == os.path.realpath(args.out):
+        raise SystemExit("--mean is of --init's weights and those in --out: name another folder")
+    train(args)

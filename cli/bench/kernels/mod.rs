@@ -74,6 +74,7 @@ pub fn run(args: &KernelsArgs, common: &CommonArgs) -> Result<Outcome> {
         "bench": "kernels",
         "threads": clock.threads.count(),
         "isa": clock.threads.isa().name(),
+        "bf16_pairs": clock.threads.isa().has_bf16_pairs(),
         "repeats": clock.repeats,
         "read_bytes_per_second": ceilings.read_bytes,
         "f32_operations_per_second": ceilings.f32_operations,
