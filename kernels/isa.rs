@@ -120,24 +120,28 @@ impl Isa {
     /// Whether it multiplies bf16 numbers in pairs. Weights in bf16 are then packed for that, and
     /// products with them have other bits than without.
     pub fn has_bf16_pairs(self) -> bool {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(token) => Avx512Bf16::detect(token).is_some(),
-            _ => false,
-        }
+        !matches!(self.pair_level(), PairLevel::Portable)
     }
 
     /// As [`Isa::run`], for products of bf16 in pairs; sets that have none compute them in plain
     /// Rust.
     #[inline]
     pub(crate) fn run_pairs<K: PairKernel>(self, kernel: K) {
-        #[cfg(target_arch = "x86_64")]
-        if let Level::Avx512(token) = self.0
-            && let Some(token) = Avx512Bf16::detect(token)
-        {
-            return token.run(kernel);
+        match self.pair_level() {
+            PairLevel::Portable => kernel.run(Portable),
+            #[cfg(target_arch = "x86_64")]
+            PairLevel::Avx512(token) => token.run(kernel),
         }
-        kernel.run(Portable);
+    }
+
+    fn pair_level(self) -> PairLevel {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(token) => {
+                Avx512Bf16::detect(token).map_or(PairLevel::Portable, PairLevel::Avx512)
+            }
+            _ => PairLevel::Portable,
+        }
     }
 
     /// The first processors with AVX-512, or NEON, have no products of bytes in it.
@@ -171,6 +175,13 @@ enum IntLevel {
     Neon(Neon),
     #[cfg(target_arch = "aarch64")]
     Dotprod(Dotprod),
+}
+
+/// What products of bf16 in pairs run on.
+enum PairLevel {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512Bf16),
 }
 
 /// A hot loop with its arguments. `run` and everything it calls must be `#[inline(always)]`:

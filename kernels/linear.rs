@@ -437,10 +437,10 @@ pub fn linear_reference(weight: &PackedWeight, bias: Option<&[f32]>, x: &[f32]) 
     for row in x.chunks_exact(weight.in_features.max(1)) {
         for n in 0..weight.out_features {
             let sum = match &weight.tiles {
-                Tiles::Bf16Pairs(tiles) => {
-                    let tile = tiles.chunks_exact(row.len().div_ceil(2)).nth(n / TILE);
-                    let pairs = tile.into_iter().flatten().zip(row.chunks(2));
-                    pairs.fold(0.0, |sum, (w, x)| pair_dot(sum, w.0[n % TILE], Cell::of(x)))
+                Tiles::Bf16Pairs(_) => {
+                    let weights: Vec<f32> = (0..row.len()).map(|k| weight.value(n, k)).collect();
+                    let pairs = weights.chunks(2).zip(row.chunks(2));
+                    pairs.fold(0.0, |sum, (w, x)| pair_dot(sum, Cell::of(w), Cell::of(x)))
                 }
                 _ => row.iter().enumerate().fold(0f32, |sum, (k, &x)| {
                     let x = if round { round_to_bf16(x) } else { x };

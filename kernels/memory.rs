@@ -32,6 +32,9 @@ pub fn keep_freed_memory() {
         use std::ffi::c_int;
         const M_TRIM_THRESHOLD: c_int = -1;
         const M_MMAP_THRESHOLD: c_int = -3;
+        const KEPT: c_int = 256 << 20;
+        // what is larger is on pages of its own and given back at once; more is not accepted
+        const LARGEST: c_int = 32 << 20;
         unsafe extern "C" {
             fn mallopt(parameter: c_int, value: c_int) -> c_int;
         }
@@ -41,13 +44,6 @@ pub fn keep_freed_memory() {
         unsafe { mallopt(M_MMAP_THRESHOLD, LARGEST) };
     }
 }
-
-/// Bytes.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const KEPT: i32 = 256 << 20;
-/// What is larger is on pages of its own and given back at once. More is not accepted.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const LARGEST: i32 = 32 << 20;
 
 #[cfg(test)]
 mod tests {

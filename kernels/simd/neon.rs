@@ -104,47 +104,34 @@ impl Simd for Neon {
 type Bytes = [uint8x16_t; 4];
 type Sums = [int32x4_t; 4];
 
-impl IntSimd for Neon {
-    type Float = Self;
-    type Bytes = Bytes;
-    type Sums = Sums;
+/// The tokens differ in one instruction: `$dot`.
+macro_rules! int_simd {
+    ($token:ty, |$self:ident| $neon:expr, $dot:path) => {
+        impl IntSimd for $token {
+            type Float = Neon;
+            type Bytes = Bytes;
+            type Sums = Sums;
 
-    #[inline(always)]
-    fn float(self) -> Self {
-        self
-    }
+            #[inline(always)]
+            fn float($self) -> Neon {
+                $neon
+            }
 
-    with_token! {
-        fn bytes(x: &[u8; BYTES]) -> Bytes = ints::bytes;
-        fn store_bytes(x: Bytes, out: &mut [u8; BYTES]) -> () = ints::store_bytes;
-        fn field(x: Bytes, shift: u32, mask: u8) -> Bytes = ints::field;
-        fn above(low: Bytes, high: Bytes) -> Bytes = ints::above;
-        fn splat(x: i32) -> Sums = ints::splat;
-        fn dot(sums: Sums, codes: Bytes, x: i32) -> Sums = ints::dot;
-        fn to_float(sums: Sums) -> Lanes = ints::to_float;
-    }
+            with_token! {
+                fn bytes(x: &[u8; BYTES]) -> Bytes = ints::bytes;
+                fn store_bytes(x: Bytes, out: &mut [u8; BYTES]) -> () = ints::store_bytes;
+                fn field(x: Bytes, shift: u32, mask: u8) -> Bytes = ints::field;
+                fn above(low: Bytes, high: Bytes) -> Bytes = ints::above;
+                fn splat(x: i32) -> Sums = ints::splat;
+                fn dot(sums: Sums, codes: Bytes, x: i32) -> Sums = $dot;
+                fn to_float(sums: Sums) -> Lanes = ints::to_float;
+            }
+        }
+    };
 }
 
-impl IntSimd for Dotprod {
-    type Float = Neon;
-    type Bytes = Bytes;
-    type Sums = Sums;
-
-    #[inline(always)]
-    fn float(self) -> Neon {
-        self.0
-    }
-
-    with_token! {
-        fn bytes(x: &[u8; BYTES]) -> Bytes = ints::bytes;
-        fn store_bytes(x: Bytes, out: &mut [u8; BYTES]) -> () = ints::store_bytes;
-        fn field(x: Bytes, shift: u32, mask: u8) -> Bytes = ints::field;
-        fn above(low: Bytes, high: Bytes) -> Bytes = ints::above;
-        fn splat(x: i32) -> Sums = ints::splat;
-        fn dot(sums: Sums, codes: Bytes, x: i32) -> Sums = ints::dot_by_bytes;
-        fn to_float(sums: Sums) -> Lanes = ints::to_float;
-    }
-}
+int_simd!(Neon, |self| self, ints::dot);
+int_simd!(Dotprod, |self| self.0, ints::dot_by_bytes);
 
 mod lanes {
     use super::*;
