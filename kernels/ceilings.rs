@@ -132,7 +132,7 @@ fn ints<S: IntSimd, const N: usize>(s: S) {
         }
     }
     for sum in sums {
-        black_box(s.float().reduce(s.to_float(sum)));
+        black_box(s.float().reduce(s.as_floats(sum)));
     }
 }
 

@@ -202,18 +202,27 @@ impl Output<'_> {
     /// Stores the first of the sums, as many as there are columns, with the bias added.
     #[inline(always)]
     pub fn put<S: Simd>(&self, s: S, row: usize, columns: Range<usize>, sums: S::V) {
-        let mut values = [0f32; LANES];
-        s.store(sums, &mut values);
-        let values = &mut values[..columns.len()];
-        if let Some(bias) = self.bias {
-            for (value, bias) in values.iter_mut().zip(&bias[columns.clone()]) {
-                *value += bias;
-            }
-        }
         let start = row * self.features + columns.start;
         // SAFETY: these are elements of one row and one tile; the parts of a run split rows and
         // tiles between them without overlap, and a part stores one segment at a time.
-        let out = unsafe { self.y.slice(start..start + values.len()) };
+        let out = unsafe { self.y.slice(start..start + columns.len()) };
+        let bias = self.bias.map(|bias| &bias[columns]);
+        let mut values = [0f32; LANES];
+        // copying a number of values that is not known costs as much as some products
+        if let Ok(out) = <&mut [MaybeUninit<f32>; LANES]>::try_from(&mut *out) {
+            let sums = match bias.and_then(<[f32]>::first_chunk) {
+                Some(bias) => s.add(sums, s.load(bias)),
+                None => sums,
+            };
+            s.store(sums, &mut values);
+            *out = values.map(MaybeUninit::new);
+            return;
+        }
+        s.store(sums, &mut values);
+        let values = &mut values[..out.len()];
+        for (value, bias) in values.iter_mut().zip(bias.into_iter().flatten()) {
+            *value += bias;
+        }
         out.write_copy_of_slice(values);
     }
 }

@@ -4,8 +4,27 @@
 //! weight is `scale * (code - center)` or `scale * code + offset`. [`Panels`] hold the same codes
 //! and scales in the order of the product, with nothing rounded.
 
+/// Runs an expression for the format at hand as a constant, `F`: its place in [`BlockFormat::ALL`].
+macro_rules! by_format {
+    ($format:expr, $f:ident, $run:expr) => {
+        $crate::quantized::by_format!($format, $f, $run, 0 1 2 3 4 5 6 7)
+    };
+    ($format:expr, $f:ident, $run:expr, $($index:literal)*) => {
+        match $format as usize {
+            $($index => {
+                const $f: usize = $index;
+                $run
+            })*
+            format => unreachable!("format {format}"),
+        }
+    };
+}
+use by_format;
+
 mod panels;
 mod product;
+mod rows;
+mod tiles;
 
 use half::f16;
 

@@ -14,19 +14,17 @@
 
 use std::ops::Range;
 
-use super::panels::{Line, Panels, QUADS};
+use super::panels::{Panels, QUADS};
+use super::rows::{IntRows, quantize};
+use super::tiles::{Ahead, Buffer, Packed, Tile, Unpack, Unpacked};
 use super::{BlockFormat, GROUP};
-use crate::isa::{IntKernel, Kernel};
+use crate::isa::{IntKernel, Isa};
 use crate::linear::{Output, TILE};
 use crate::memory::written;
-use crate::simd::{IntSimd, LANES, ROUNDING, SMALLEST, Simd};
+use crate::simd::{IntSimd, LANES, ROUNDING, Simd};
 use crate::threads::{Disjoint, Threads};
 use crate::view::Rows;
 
-/// Rows of a block when 32 vectors fit the registers: 6 x 2 sums of integers, as many of f32.
-const WIDE_ROWS: usize = 6;
-/// Rows of a block when 8 do, one half of a tile at a time.
-const NARROW_ROWS: usize = 2;
 /// Bytes of packed rows that pass over the weights together: they stay in the L2 cache.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -54,129 +52,6 @@ pub(crate) fn product(
     unsafe { written(x.count * outputs, write) }
 }
 
-/// Rows as integers, in blocks of neighbours.
-struct IntRows {
-    count: usize,
-    inputs: usize,
-    block: usize,
-    /// Four inputs' integers: [block][quad][row]. The last block is as narrow as its rows.
-    quads: Vec<i32>,
-    /// [block][group][row]
-    scales: Vec<f32>,
-    /// Sums of the integers of each half of a group: [block][group][row]
-    sums: Vec<[i32; 2]>,
-    /// What a weight's offset counts for: scale * sum, [block][group][row]
-    worths: Vec<f32>,
-}
-
-impl IntRows {
-    fn new(x: Rows, threads: &Threads) -> Self {
-        let block = if threads.isa().is_wide_int() { WIDE_ROWS } else { NARROW_ROWS };
-        let (inputs, groups) = (x.width, x.width / GROUP);
-        let mut rows = Self {
-            count: x.count,
-            inputs,
-            block,
-            quads: vec![0; x.count * groups * QUADS],
-            scales: vec![0.0; x.count * groups],
-            sums: vec![[0; 2]; x.count * groups],
-            worths: vec![0.0; x.count * groups],
-        };
-        let quads = Disjoint::new(&mut rows.quads);
-        let scales = Disjoint::new(&mut rows.scales);
-        let sums = Disjoint::new(&mut rows.sums);
-        let worths = Disjoint::new(&mut rows.worths);
-        threads.run(x.count.div_ceil(block), |index| {
-            let range = index * block..x.count.min((index + 1) * block);
-            let part = |of: usize| range.start * of..range.end * of;
-            // SAFETY: blocks of rows are disjoint, and each is written by one part.
-            let quads = unsafe { quads.slice(part(groups * QUADS)) };
-            // SAFETY: as above.
-            let scales = unsafe { scales.slice(part(groups)) };
-            // SAFETY: as above.
-            let sums = unsafe { sums.slice(part(groups)) };
-            // SAFETY: as above.
-            let worths = unsafe { worths.slice(part(groups)) };
-            let rows = range.clone();
-            threads.isa().run(Quantize { x, rows, quads, scales, sums, worths });
-        });
-        rows
-    }
-
-    /// What the integer sums of each stretch of equal scale begin with, so that codes need not be
-    /// centered: as `sums`; where a group is one stretch, the first of two.
-    fn starts(&self, format: BlockFormat) -> Vec<[i32; 2]> {
-        let start = |n: i32| -format.center() * n;
-        let of = |&[a, b]: &[i32; 2]| match format.scale_len() {
-            GROUP => [start(a + b), 0],
-            _ => [start(a), start(b)],
-        };
-        self.sums.iter().map(of).collect()
-    }
-}
-
-/// A block of rows on its way to integers.
-struct Quantize<'a> {
-    x: Rows<'a>,
-    rows: Range<usize>,
-    quads: &'a mut [i32],
-    scales: &'a mut [f32],
-    sums: &'a mut [[i32; 2]],
-    worths: &'a mut [f32],
-}
-
-impl Kernel for Quantize<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let count = self.rows.len();
-        for (r, row) in self.rows.enumerate() {
-            for (group, x) in self.x.row(row).as_chunks::<GROUP>().0.iter().enumerate() {
-                let (bytes, scale, sums) = quantize(s, x);
-                let at = group * count + r;
-                self.scales[at] = scale;
-                self.sums[at] = sums;
-                self.worths[at] = scale * (sums[0] + sums[1]) as f32;
-                for (quad, four) in bytes.as_chunks::<4>().0.iter().enumerate() {
-                    let four = four.map(i8::cast_unsigned);
-                    self.quads[(group * QUADS + quad) * count + r] = i32::from_le_bytes(four);
-                }
-            }
-        }
-    }
-}
-
-/// A group's integers, their scale (NaN where a number is not finite), the sums of their halves.
-#[inline(always)]
-fn quantize<S: Simd>(s: S, x: &[f32; GROUP]) -> ([i8; GROUP], f32, [i32; 2]) {
-    let halves: [&[f32; LANES]; 2] = [
-        x.first_chunk().expect("sixteen of thirty-two"),
-        x.last_chunk().expect("sixteen of thirty-two"),
-    ];
-    let [a, b] = halves.map(|half| s.load(half));
-    let size = |v| s.max(v, s.sub(s.splat(0.0), v));
-    let largest = s.reduce_max(s.max(size(a), size(b)));
-    let inverse = if largest >= SMALLEST { 127.0 / largest } else { 0.0 };
-    let mut bytes = [0i8; GROUP];
-    let mut sums = [0f32; 2];
-    let halves = [a, b].into_iter().zip(bytes.as_chunks_mut::<LANES>().0);
-    for ((half, bytes), sum) in halves.zip(&mut sums) {
-        let rounded = s.mul_add(half, s.splat(inverse), s.splat(ROUNDING));
-        let mut lanes = [0f32; LANES];
-        s.store(rounded, &mut lanes);
-        for (byte, lane) in bytes.iter_mut().zip(&lanes) {
-            // the integer lies in the low bits
-            *byte = lane.to_bits() as i8;
-        }
-        // exact, being of small integers; NaN from an infinity or a NaN
-        *sum = s.reduce(s.sub(rounded, s.splat(ROUNDING)));
-    }
-    let scale = if largest >= SMALLEST { largest / 127.0 } else { 0.0 };
-    let poison = (sums[0] + sums[1]) * 0.0;
-    (bytes, scale + poison, sums.map(|sum| sum as i32))
-}
-
 #[derive(Clone, Copy)]
 struct Job<'a> {
     x: &'a IntRows,
@@ -184,13 +59,6 @@ struct Job<'a> {
     starts: &'a [[i32; 2]],
     panels: &'a Panels,
     output: &'a Output<'a>,
-}
-
-/// What one thread computes at a time: some tiles for some rows (a multiple of the block).
-struct Part<'a> {
-    job: Job<'a>,
-    rows: Range<usize>,
-    tiles: Range<usize>,
 }
 
 impl Job<'_> {
@@ -205,295 +73,40 @@ impl Job<'_> {
             let (row_part, tile_part) = (part / tile_parts, part % tile_parts);
             let rows = row_part * chunk..rows.min((row_part + 1) * chunk);
             let tiles = tile_part * tiles / tile_parts..(tile_part + 1) * tiles / tile_parts;
-            threads.isa().run_int(Part { job: self, rows, tiles });
+            self.part(threads.isa(), &rows, tiles);
         });
     }
-}
 
-impl IntKernel for Part<'_> {
-    #[inline(always)]
-    fn run<S: IntSimd>(self, s: S) {
-        // Compiled for each format: what depends on it is not asked again for every group.
-        macro_rules! by_format {
-            ($($format:literal)*) => {
-                match self.job.panels.format as usize {
-                    $($format => self.tiles::<S, $format>(s),)*
-                    format => unreachable!("format {format}"),
-                }
-            };
-        }
-        by_format!(0 1 2 3 4 5 6 7)
-    }
-}
-
-impl Part<'_> {
-    #[inline(always)]
-    fn tiles<S: IntSimd, const F: usize>(self, s: S) {
-        let block = self.job.x.block;
-        let lines = self.job.x.inputs / GROUP * 2;
-        let unpacks = Format::<F>::IS_SCATTERED && self.rows.len() >= 2 * block;
-        let mut unpacked = vec![Line([0; 64]); if unpacks { lines * QUADS } else { 0 }];
-        for tile in self.tiles.clone() {
-            let packed = &self.job.panels.codes[tile * lines * Codes::<F, false>::LINES..];
-            if unpacks {
-                unpack::<S, F>(s, packed, &mut unpacked);
-            }
-            for row in self.rows.clone().step_by(block) {
-                let rows = (self.rows.end - row).min(block);
-                let at = At { row, tile, ahead: self.ahead(row, Codes::<F, false>::LINES) };
-                if unpacks && rows == block {
-                    self.job.whole_block::<S, F>(s, &unpacked, at);
-                } else {
-                    self.job.block_of_rows::<S, F>(s, packed, rows, at);
-                }
+    /// What one thread computes at a time: some tiles for some rows, beginning with a block.
+    fn part(self, isa: Isa, rows: &Range<usize>, tiles: Range<usize>) {
+        let mut buffer = Buffer::default();
+        for tile in tiles {
+            let rows = rows.clone();
+            if rows.len() <= self.x.block * blocks_of_packed(self.panels.format) {
+                isa.run_int(PackedTile { job: self, rows, tile });
+            } else {
+                isa.run_int(Unpack { panels: self.panels, tile, buffer: &mut buffer });
+                isa.run_int(UnpackedTile { job: self, rows, tile, buffer: &buffer });
             }
         }
     }
 
-    /// Only the first rows wait for a tile; so that they need not, all rows ask for the next one,
-    /// each for its stretch of it.
+    /// Multiplies a tile with blocks of rows; `tile` has what each block asks for ahead.
     #[inline(always)]
-    fn ahead(&self, row: usize, lines: usize) -> Ahead {
-        let block = self.job.x.block;
-        let (index, blocks) = ((row - self.rows.start) / block, self.rows.len().div_ceil(block));
-        match blocks {
-            1 => Ahead::SameTile,
-            _ => {
-                let tile = 2 * lines * (self.job.x.inputs / GROUP);
-                let (first, end) = (tile * index / blocks, tile * (index + 1) / blocks);
-                Ahead::NextTile { first, end, each: (2 * lines).div_ceil(blocks) }
-            }
-        }
-    }
-}
-
-/// Codes of a tile as those of eight bits lie: many rows need not take them apart again.
-#[inline(always)]
-fn unpack<S: IntSimd, const F: usize>(s: S, packed: &[Line], unpacked: &mut [Line]) {
-    let halves = packed.chunks_exact(Codes::<F, false>::LINES);
-    for (lines, out) in halves.zip(unpacked.as_chunks_mut::<QUADS>().0) {
-        for (quad, out) in out.iter_mut().enumerate() {
-            s.store_bytes(codes_of::<S, F>(s, lines, quad), &mut out.0);
-        }
-    }
-}
-
-/// What a block of rows is multiplied with.
-#[derive(Clone, Copy)]
-struct At {
-    row: usize,
-    tile: usize,
-    ahead: Ahead,
-}
-
-/// Which weights are asked for ahead of their use, across page borders, where the processor's own
-/// prefetching stops.
-#[derive(Clone, Copy)]
-enum Ahead {
-    SameTile,
-    /// Lines from `first` on, `each` with every group, until all are asked for.
-    NextTile {
-        first: usize,
-        end: usize,
-        each: usize,
-    },
-}
-
-/// A format as a type, by its place in [`BlockFormat::ALL`].
-struct Format<const F: usize>;
-
-impl<const F: usize> Format<F> {
-    const FORMAT: BlockFormat = BlockFormat::ALL[F];
-    /// Stretches of equal scale in a group.
-    const PARTS: usize = GROUP / Self::FORMAT.scale_len();
-    /// Whether a code's bits lie in two lines.
-    const IS_SCATTERED: bool = matches!(Self::FORMAT.bits(), 5 | 6);
-}
-
-/// How codes of a format lie.
-struct Codes<const F: usize, const UNPACKED: bool>;
-
-impl<const F: usize, const UNPACKED: bool> Codes<F, UNPACKED> {
-    /// Lines of a group and half.
-    const LINES: usize = if UNPACKED { QUADS } else { BlockFormat::ALL[F].bits() };
-}
-
-impl Job<'_> {
-    /// A tile, unpacked, for as many rows as a block has.
-    #[inline(always)]
-    fn whole_block<S: IntSimd, const F: usize>(self, s: S, codes: &[Line], at: At) {
-        if S::Float::WIDE {
-            Sums::<F, true, WIDE_ROWS, 2> { job: self, codes, at, first: 0 }.run(s);
-        } else {
-            Sums::<F, true, NARROW_ROWS, 1> { job: self, codes, at, first: 0 }.run(s);
-            Sums::<F, true, NARROW_ROWS, 1> { job: self, codes, at, first: 1 }.run(s);
-        }
-    }
-
-    /// A tile for `rows` rows.
-    #[inline(always)]
-    fn block_of_rows<S: IntSimd, const F: usize>(self, s: S, codes: &[Line], rows: usize, at: At) {
-        // A constant condition, so that only the half in use is compiled.
-        macro_rules! by_rows {
-            ($halves:literal, $first:expr, $($n:literal)*) => {
-                match rows {
-                    $($n => {
-                        let job = self;
-                        Sums::<F, false, $n, $halves> { job, codes, at, first: $first }.run(s);
-                    })*
-                    _ => unreachable!("a block of {rows} rows"),
-                }
-            };
-        }
-        if S::Float::WIDE {
-            by_rows!(2, 0, 1 2 3 4 5 6);
-        } else {
-            by_rows!(1, 0, 1 2);
-            by_rows!(1, 1, 1 2);
-        }
-    }
-}
-
-/// `H` halves of a tile, from the one named on, for `R` rows.
-struct Sums<'a, const F: usize, const UNPACKED: bool, const R: usize, const H: usize> {
-    job: Job<'a>,
-    codes: &'a [Line],
-    at: At,
-    first: usize,
-}
-
-impl<const F: usize, const UNPACKED: bool, const R: usize, const H: usize> IntKernel
-    for Sums<'_, F, UNPACKED, R, H>
-{
-    #[inline(always)]
-    fn run<S: IntSimd>(self, s: S) {
-        let Self { job, codes, at: At { row, tile, ahead }, first } = self;
-        let f = s.float();
-        let groups = job.x.inputs / GROUP;
-        let quads = job.x.quads[row * groups * QUADS..].as_chunks::<R>().0;
-        let quads = quads.as_chunks::<QUADS>().0;
-        let scales = job.x.scales[row * groups..].as_chunks::<R>().0;
-        let worths = job.x.worths[row * groups..].as_chunks::<R>().0;
-        let starts = job.starts[row * groups..].as_chunks::<R>().0;
-        let lines = Codes::<F, UNPACKED>::LINES;
-        let mut acc = [[f.splat(0.0); H]; R];
-        for (group, codes) in codes.chunks_exact(2 * lines).take(groups).enumerate() {
-            let at = tile * groups + group;
-            let codes = &codes[first * lines..][..H * lines];
-            job.ask_for::<S, F>(s, (tile, group), ahead);
-            for part in 0..Format::<F>::PARTS {
-                let mut sums = [[s.splat(0); H]; R];
-                if Format::<F>::FORMAT.center() != 0 {
-                    for (sums, start) in sums.iter_mut().zip(&starts[group]) {
-                        *sums = [s.splat(start[part]); H];
-                    }
-                }
-                let part_quads = QUADS / Format::<F>::PARTS;
-                let x = quads[group].chunks_exact(part_quads).nth(part).unwrap_or_default();
-                for (quad, x) in (part * part_quads..).zip(x) {
-                    let mut weights = [s.bytes(&codes[0].0); H];
-                    for (h, weights) in weights.iter_mut().enumerate() {
-                        *weights = match UNPACKED {
-                            true => s.bytes(&codes[h * lines + quad].0),
-                            false => codes_of::<S, F>(s, &codes[h * lines..][..lines], quad),
-                        };
-                    }
-                    for (sums, x) in sums.iter_mut().zip(x) {
-                        for (sum, weights) in sums.iter_mut().zip(&weights) {
-                            *sum = s.dot(*sum, *weights, *x);
-                        }
-                    }
-                }
-                let at = at * Format::<F>::PARTS + part;
-                let mut scale = [f.splat(0.0); H];
-                for (h, scale) in scale.iter_mut().enumerate() {
-                    *scale = job.scale::<S, F>(s, at, first + h);
-                }
-                for ((acc, sums), x) in acc.iter_mut().zip(&sums).zip(&scales[group]) {
-                    for h in 0..H {
-                        let product = f.mul(s.to_float(sums[h]), scale[h]);
-                        acc[h] = f.mul_add(product, f.splat(*x), acc[h]);
-                    }
-                }
-            }
-            if Format::<F>::FORMAT.has_offset() {
-                for h in 0..H {
-                    let offset = job.offset::<S, F>(s, at, first + h);
-                    for (acc, x) in acc.iter_mut().zip(&worths[group]) {
-                        acc[h] = f.mul_add(offset, f.splat(*x), acc[h]);
-                    }
-                }
-            }
-        }
-        for (r, acc) in acc.iter().enumerate() {
-            for (h, acc) in acc.iter().enumerate() {
-                job.finish(f, row + r, tile * TILE + (first + h) * LANES, *acc);
-            }
-        }
-    }
-}
-
-impl Job<'_> {
-    #[inline(always)]
-    fn ask_for<S: IntSimd, const F: usize>(
+    fn blocks<S: IntSimd, T: Tile>(
         self,
         s: S,
-        (tile, group): (usize, usize),
-        ahead: Ahead,
+        rows: Range<usize>,
+        index: usize,
+        tile: impl Fn(Ahead) -> T,
     ) {
-        let lines = 2 * Codes::<F, false>::LINES;
-        let codes = self.panels.codes.as_ptr();
-        match ahead {
-            Ahead::SameTile => {
-                let group = tile * (self.x.inputs / GROUP) + group;
-                s.prefetch(codes.wrapping_add(group * lines).wrapping_byte_add(AHEAD));
-            }
-            Ahead::NextTile { first, end, each } => {
-                let next = codes.wrapping_add((tile + 1) * (self.x.inputs / GROUP) * lines);
-                let first = first + group * each;
-                for line in first..end.min(first + each) {
-                    s.prefetch_far(next.wrapping_add(line));
-                }
-            }
+        let count = rows.len().div_ceil(self.x.block);
+        for block in 0..count {
+            let ahead = Ahead::new(self.panels, index, block, count);
+            let first = rows.start + block * self.x.block;
+            let rows = first..rows.end.min(first + self.x.block);
+            Block { job: self, tile: tile(ahead), index, rows }.run(s);
         }
-    }
-
-    /// The scales of 16 features; `at` counts stretches of equal scale from the first tile's.
-    #[inline(always)]
-    fn scale<S: IntSimd, const F: usize>(
-        self,
-        s: S,
-        at: usize,
-        half: usize,
-    ) -> <S::Float as Simd>::V {
-        let (f, format) = (s.float(), Format::<F>::FORMAT);
-        let block = at / (format.block_len() / format.scale_len());
-        let scale = f.load_f16(half_of(&self.panels.scales[block].0, half));
-        if !format.has_factors() {
-            return scale;
-        }
-        let factors = half_of(&self.panels.factors[at], half);
-        let is_signed = format == BlockFormat::Q6K;
-        let factors = if is_signed { f.load_i8(factors) } else { f.load_u8(factors) };
-        f.mul(scale, factors)
-    }
-
-    /// What is added to the weights of a group, for 16 features.
-    #[inline(always)]
-    fn offset<S: IntSimd, const F: usize>(
-        self,
-        s: S,
-        group: usize,
-        half: usize,
-    ) -> <S::Float as Simd>::V {
-        let (f, format) = (s.float(), Format::<F>::FORMAT);
-        let block = group / (format.block_len() / GROUP);
-        let offset = f.load_f16(half_of(&self.panels.offsets[block].0, half));
-        if !format.has_factors() {
-            return offset;
-        }
-        let factors = f.load_u8(half_of(&self.panels.offset_factors[group], half));
-        f.sub(f.splat(0.0), f.mul(offset, factors))
     }
 
     /// Stores what stands for real output features.
@@ -507,29 +120,145 @@ impl Job<'_> {
     }
 }
 
-/// Bytes by which weights are asked for ahead of their use.
-const AHEAD: usize = 4 << 10;
+/// Blocks of rows for which a tile is read as it lies: taking it apart must save more than it costs.
+fn blocks_of_packed(format: BlockFormat) -> usize {
+    if format.bits() == 4 { 3 } else { 1 }
+}
 
-/// The codes of a quad, for 16 features.
-#[inline(always)]
-fn codes_of<S: IntSimd, const F: usize>(s: S, lines: &[Line], quad: usize) -> S::Bytes {
-    if Codes::<F, false>::LINES == QUADS {
-        return s.bytes(&lines[quad].0);
-    }
-    let low = s.field(s.bytes(&lines[quad % 4].0), (quad / 4 * 4) as u32, 15);
-    match Codes::<F, false>::LINES {
-        5 => s.above(low, s.field(s.bytes(&lines[4].0), quad as u32, 1)),
-        6 => {
-            let high = s.bytes(&lines[4 + quad / 4].0);
-            s.above(low, s.field(high, (quad % 4 * 2) as u32, 3))
-        }
-        _ => low,
+/// A tile as it lies, for some rows.
+struct PackedTile<'a> {
+    job: Job<'a>,
+    rows: Range<usize>,
+    tile: usize,
+}
+
+impl IntKernel for PackedTile<'_> {
+    #[inline(always)]
+    fn run<S: IntSimd>(self, s: S) {
+        let Self { job, rows, tile } = self;
+        // Compiled for each format: what depends on it is not asked again for every group.
+        super::by_format!(job.panels.format, F, {
+            job.blocks(s, rows, tile, |ahead| Packed::<F>::new(job.panels, tile, ahead));
+        });
     }
 }
 
-#[inline(always)]
-fn half_of<E>(line: &[E; TILE], half: usize) -> &[E; LANES] {
-    line[half * LANES..].first_chunk().expect("sixteen of a tile")
+/// A tile taken apart, for more rows.
+struct UnpackedTile<'a> {
+    job: Job<'a>,
+    rows: Range<usize>,
+    tile: usize,
+    buffer: &'a Buffer,
+}
+
+impl IntKernel for UnpackedTile<'_> {
+    #[inline(always)]
+    fn run<S: IntSimd>(self, s: S) {
+        let Self { job, rows, tile, buffer } = self;
+        macro_rules! blocks {
+            ($parts:literal, $has_offsets:literal) => {
+                job.blocks(s, rows, tile, |ahead| {
+                    Unpacked::<$parts, $has_offsets>::new(job.panels, tile, buffer, ahead)
+                })
+            };
+        }
+        let format = job.panels.format;
+        match (format.scale_len(), format.has_offset()) {
+            (GROUP, false) => blocks!(1, false),
+            (GROUP, true) => blocks!(1, true),
+            _ => blocks!(2, false),
+        }
+    }
+}
+
+/// A tile for a block of rows.
+struct Block<'a, T> {
+    job: Job<'a>,
+    tile: T,
+    index: usize,
+    rows: Range<usize>,
+}
+
+impl<T: Tile> IntKernel for Block<'_, T> {
+    #[inline(always)]
+    fn run<S: IntSimd>(self, s: S) {
+        macro_rules! by_rows {
+            ($halves:literal, $first:expr, $($n:literal)*) => {
+                match self.rows.len() {
+                    $($n => self.sums::<S, $n, $halves>(s, $first),)*
+                    rows => unreachable!("a block of {rows} rows"),
+                }
+            };
+        }
+        // A constant condition, so that only the half in use is compiled.
+        if S::Float::WIDE {
+            by_rows!(2, 0, 1 2 3 4 5 6);
+        } else {
+            by_rows!(1, 0, 1 2);
+            by_rows!(1, 1, 1 2);
+        }
+    }
+}
+
+impl<T: Tile> Block<'_, T> {
+    /// `H` halves of the tile, from the one named on, for `R` rows.
+    ///
+    /// A sum of integers begins with the bits of [`ROUNDING`] and is then, as a float, larger by
+    /// just that. `(ROUNDING + sum) * scale - ROUNDING * scale`, rounded once, is the product
+    /// rounded: a scale has few enough digits that what is subtracted is exact.
+    #[inline(always)]
+    fn sums<S: IntSimd, const R: usize, const H: usize>(&self, s: S, first: usize) {
+        let Self { job, tile, .. } = *self;
+        let (f, row) = (s.float(), self.rows.start);
+        let groups = job.x.inputs / GROUP;
+        let quads = job.x.quads[row * groups * QUADS..].as_chunks::<R>().0;
+        let quads = &quads.as_chunks::<QUADS>().0[..groups];
+        let scales = &job.x.scales[row * groups..].as_chunks::<R>().0[..groups];
+        let worths = &job.x.worths[row * groups..].as_chunks::<R>().0[..groups];
+        let starts = &job.starts[row * groups..].as_chunks::<R>().0[..groups];
+        let mut acc = [[f.splat(0.0); H]; R];
+        for group in 0..groups {
+            tile.ask_ahead(s, group);
+            for part in 0..T::PARTS {
+                let mut sums = [[s.splat(0); H]; R];
+                for (sums, start) in sums.iter_mut().zip(&starts[group]) {
+                    *sums = [s.splat(start[part]); H];
+                }
+                for quad in part * (QUADS / T::PARTS)..(part + 1) * (QUADS / T::PARTS) {
+                    let mut codes = [tile.codes(s, group, first, quad); H];
+                    for (h, codes) in codes.iter_mut().enumerate().skip(1) {
+                        *codes = tile.codes(s, group, first + h, quad);
+                    }
+                    for (sums, x) in sums.iter_mut().zip(&quads[group][quad]) {
+                        for (sum, codes) in sums.iter_mut().zip(&codes) {
+                            *sum = s.dot(*sum, *codes, *x);
+                        }
+                    }
+                }
+                for h in 0..H {
+                    let scale = tile.scale(s, group, part, first + h);
+                    let excess = f.mul(scale, f.splat(-ROUNDING));
+                    for ((acc, sums), x) in acc.iter_mut().zip(&sums).zip(&scales[group]) {
+                        let product = f.mul_add(s.as_floats(sums[h]), scale, excess);
+                        acc[h] = f.mul_add(product, f.splat(*x), acc[h]);
+                    }
+                }
+            }
+            if T::HAS_OFFSETS {
+                for h in 0..H {
+                    let offset = tile.offset(s, group, first + h);
+                    for (acc, x) in acc.iter_mut().zip(&worths[group]) {
+                        acc[h] = f.mul_add(offset, f.splat(*x), acc[h]);
+                    }
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            for (h, acc) in acc.iter().enumerate() {
+                job.finish(f, row + r, self.index * TILE + (first + h) * LANES, *acc);
+            }
+        }
+    }
 }
 
 /// The plain loop: `x` holds whole rows.

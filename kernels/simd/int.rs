@@ -17,7 +17,7 @@ pub(crate) trait IntSimd: Copy {
 
     fn float(self) -> Self::Float;
     fn bytes(self, x: &[u8; BYTES]) -> Self::Bytes;
-    fn store_bytes(self, x: Self::Bytes, out: &mut [u8; BYTES]);
+    fn to_array(self, x: Self::Bytes) -> [u8; BYTES];
     /// (byte >> shift) & mask; the mask has no more than the 8 - shift bits that are there.
     fn field(self, x: Self::Bytes, shift: u32, mask: u8) -> Self::Bytes;
     /// low | high << 4, of fields of at most four bits.
@@ -25,7 +25,8 @@ pub(crate) trait IntSimd: Copy {
     fn splat(self, x: i32) -> Self::Sums;
     /// Adds the products of a column's four bytes, unsigned, with those of `x`, signed.
     fn dot(self, sums: Self::Sums, codes: Self::Bytes, x: i32) -> Self::Sums;
-    fn to_float(self, sums: Self::Sums) -> <Self::Float as Simd>::V;
+    /// The numbers whose bits the sums are.
+    fn as_floats(self, sums: Self::Sums) -> <Self::Float as Simd>::V;
     #[inline(always)]
     fn prefetch<T>(self, data: *const T) {
         self.float().prefetch(data);
@@ -50,8 +51,8 @@ impl IntSimd for Portable {
         *x
     }
     #[inline(always)]
-    fn store_bytes(self, x: Self::Bytes, out: &mut [u8; BYTES]) {
-        *out = x;
+    fn to_array(self, x: Self::Bytes) -> [u8; BYTES] {
+        x
     }
     #[inline(always)]
     fn field(self, x: Self::Bytes, shift: u32, mask: u8) -> Self::Bytes {
@@ -75,7 +76,7 @@ impl IntSimd for Portable {
         })
     }
     #[inline(always)]
-    fn to_float(self, sums: Self::Sums) -> [f32; LANES] {
-        sums.map(|sum| sum as f32)
+    fn as_floats(self, sums: Self::Sums) -> [f32; LANES] {
+        sums.map(|sum| f32::from_bits(sum.cast_unsigned()))
     }
 }

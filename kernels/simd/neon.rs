@@ -119,12 +119,12 @@ macro_rules! int_simd {
 
             with_token! {
                 fn bytes(x: &[u8; BYTES]) -> Bytes = ints::bytes;
-                fn store_bytes(x: Bytes, out: &mut [u8; BYTES]) -> () = ints::store_bytes;
+                fn to_array(x: Bytes) -> [u8; BYTES] = ints::to_array;
                 fn field(x: Bytes, shift: u32, mask: u8) -> Bytes = ints::field;
                 fn above(low: Bytes, high: Bytes) -> Bytes = ints::above;
                 fn splat(x: i32) -> Sums = ints::splat;
                 fn dot(sums: Sums, codes: Bytes, x: i32) -> Sums = $dot;
-                fn to_float(sums: Sums) -> Lanes = ints::to_float;
+                fn as_floats(sums: Sums) -> Lanes = ints::as_floats;
             }
         }
     };
@@ -274,9 +274,9 @@ mod ints {
 
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(super) fn store_bytes(x: Bytes, out: &mut [u8; BYTES]) {
+    pub(super) fn to_array(x: Bytes) -> [u8; BYTES] {
         // SAFETY: as above.
-        *out = unsafe { transmute::<Bytes, [u8; BYTES]>(x) };
+        unsafe { transmute::<Bytes, [u8; BYTES]>(x) }
     }
 
     #[inline]
@@ -301,8 +301,8 @@ mod ints {
 
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(super) fn to_float(sums: Sums) -> Lanes {
-        sums.map(|sums| vcvtq_f32_s32(sums))
+    pub(super) fn as_floats(sums: Sums) -> Lanes {
+        sums.map(|sums| vreinterpretq_f32_s32(sums))
     }
 
     /// By words.

@@ -2,7 +2,7 @@
 
 use super::Simd;
 use super::int::{BYTES, IntSimd};
-use super::x86::{self, Avx2, Avx512};
+use super::x86::{Avx2, Avx512};
 use crate::isa::IntKernel;
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -51,12 +51,12 @@ impl IntSimd for Vnni {
 
     with_token! {
         fn bytes(x: &[u8; BYTES]) -> __m512i = wide::bytes;
-        fn store_bytes(x: __m512i, out: &mut [u8; BYTES]) -> () = wide::store_bytes;
+        fn to_array(x: __m512i) -> [u8; BYTES] = wide::to_array;
         fn field(x: __m512i, shift: u32, mask: u8) -> __m512i = wide::field;
         fn above(low: __m512i, high: __m512i) -> __m512i = wide::above;
         fn splat(x: i32) -> __m512i = _mm512_set1_epi32;
         fn dot(sums: __m512i, codes: __m512i, x: i32) -> __m512i = wide::dot;
-        fn to_float(sums: __m512i) -> __m512 = _mm512_cvtepi32_ps;
+        fn as_floats(sums: __m512i) -> __m512 = _mm512_castsi512_ps;
     }
 }
 
@@ -74,12 +74,12 @@ impl IntSimd for Avx2 {
 
     with_token! {
         fn bytes(x: &[u8; BYTES]) -> Pair = pair::bytes;
-        fn store_bytes(x: Pair, out: &mut [u8; BYTES]) -> () = pair::store_bytes;
+        fn to_array(x: Pair) -> [u8; BYTES] = pair::to_array;
         fn field(x: Pair, shift: u32, mask: u8) -> Pair = pair::field;
         fn above(low: Pair, high: Pair) -> Pair = pair::above;
         fn splat(x: i32) -> Pair = pair::splat;
         fn dot(sums: Pair, codes: Pair, x: i32) -> Pair = pair::dot;
-        fn to_float(sums: Pair) -> <Self as Simd>::V = x86::pair::to_float;
+        fn as_floats(sums: Pair) -> <Self as Simd>::V = pair::as_floats;
     }
 }
 
@@ -95,9 +95,9 @@ mod wide {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) fn store_bytes(x: __m512i, out: &mut [u8; BYTES]) {
+    pub(super) fn to_array(x: __m512i) -> [u8; BYTES] {
         // SAFETY: as above.
-        *out = unsafe { transmute::<__m512i, [u8; BYTES]>(x) };
+        unsafe { transmute::<__m512i, [u8; BYTES]>(x) }
     }
 
     #[inline]
@@ -133,9 +133,9 @@ mod pair {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn store_bytes(x: Pair, out: &mut [u8; BYTES]) {
+    pub(super) fn to_array(x: Pair) -> [u8; BYTES] {
         // SAFETY: as above.
-        *out = unsafe { transmute::<Pair, [u8; BYTES]>(x) };
+        unsafe { transmute::<Pair, [u8; BYTES]>(x) }
     }
 
     #[inline]
@@ -163,6 +163,12 @@ mod pair {
     #[target_feature(enable = "avx2")]
     pub(super) fn splat(x: i32) -> Pair {
         [_mm256_set1_epi32(x); 2]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn as_floats(sums: Pair) -> <Avx2 as Simd>::V {
+        sums.map(|sums| _mm256_castsi256_ps(sums))
     }
 
     /// By words: sums of two products of bytes would not fit them.
