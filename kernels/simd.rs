@@ -89,6 +89,15 @@ pub(crate) trait Simd: Copy {
         }
         sums
     }
+    /// [`Simd::reduce_max`] of sixteen vectors.
+    #[inline(always)]
+    fn reduce_max_all(self, v: [Self::V; LANES]) -> [f32; LANES] {
+        let mut largest = [0.0; LANES];
+        for (largest, v) in largest.iter_mut().zip(v) {
+            *largest = self.reduce_max(v);
+        }
+        largest
+    }
 }
 
 /// Plain Rust. The meaning of every operation.

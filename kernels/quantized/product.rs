@@ -15,11 +15,11 @@
 use std::ops::Range;
 
 use super::panels::{Panels, QUADS};
-use super::rows::{IntRows, quantize};
-use super::tiles::{Ahead, Buffer, Packed, Tile, Unpack, Unpacked};
+use super::rows::{Groups, IntRows, quantize};
+use super::tiles::{Ahead, Buffer, Packed, Slab, Tile, Unpack, Unpacked, half_of, half_of_mut};
 use super::{BlockFormat, GROUP};
-use crate::isa::{IntKernel, Isa};
-use crate::linear::{Output, TILE};
+use crate::isa::IntKernel;
+use crate::linear::{Columns, Output, TILE};
 use crate::memory::written;
 use crate::simd::{IntSimd, LANES, ROUNDING, Simd};
 use crate::threads::{Disjoint, Threads};
@@ -73,40 +73,8 @@ impl Job<'_> {
             let (row_part, tile_part) = (part / tile_parts, part % tile_parts);
             let rows = row_part * chunk..rows.min((row_part + 1) * chunk);
             let tiles = tile_part * tiles / tile_parts..(tile_part + 1) * tiles / tile_parts;
-            self.part(threads.isa(), &rows, tiles);
+            threads.isa().run_int(Part { job: self, rows, tiles });
         });
-    }
-
-    /// What one thread computes at a time: some tiles for some rows, beginning with a block.
-    fn part(self, isa: Isa, rows: &Range<usize>, tiles: Range<usize>) {
-        let mut buffer = Buffer::default();
-        for tile in tiles {
-            let rows = rows.clone();
-            if rows.len() <= self.x.block * blocks_of_packed(self.panels.format) {
-                isa.run_int(PackedTile { job: self, rows, tile });
-            } else {
-                isa.run_int(Unpack { panels: self.panels, tile, buffer: &mut buffer });
-                isa.run_int(UnpackedTile { job: self, rows, tile, buffer: &buffer });
-            }
-        }
-    }
-
-    /// Multiplies a tile with blocks of rows; `tile` has what each block asks for ahead.
-    #[inline(always)]
-    fn blocks<S: IntSimd, T: Tile>(
-        self,
-        s: S,
-        rows: Range<usize>,
-        index: usize,
-        tile: impl Fn(Ahead) -> T,
-    ) {
-        let count = rows.len().div_ceil(self.x.block);
-        for block in 0..count {
-            let ahead = Ahead::new(self.panels, index, block, count);
-            let first = rows.start + block * self.x.block;
-            let rows = first..rows.end.min(first + self.x.block);
-            Block { job: self, tile: tile(ahead), index, rows }.run(s);
-        }
     }
 
     /// Stores what stands for real output features.
@@ -120,68 +88,101 @@ impl Job<'_> {
     }
 }
 
-/// Blocks of rows for which a tile is read as it lies: taking it apart must save more than it costs.
-fn blocks_of_packed(format: BlockFormat) -> usize {
-    if format.bits() == 4 { 3 } else { 1 }
-}
-
-/// A tile as it lies, for some rows.
-struct PackedTile<'a> {
+/// What one thread computes at a time: some tiles for some rows, beginning with a block.
+struct Part<'a> {
     job: Job<'a>,
     rows: Range<usize>,
-    tile: usize,
+    tiles: Range<usize>,
 }
 
-impl IntKernel for PackedTile<'_> {
+impl IntKernel for Part<'_> {
+    /// A tile passes in slabs; each is used by all blocks of rows while it is in the L1 cache.
     #[inline(always)]
     fn run<S: IntSimd>(self, s: S) {
-        let Self { job, rows, tile } = self;
-        // Compiled for each format: what depends on it is not asked again for every group.
-        super::by_format!(job.panels.format, F, {
-            job.blocks(s, rows, tile, |ahead| Packed::<F>::new(job.panels, tile, ahead));
-        });
+        let x = self.job.x;
+        let (groups, blocks) = (x.inputs / GROUP, self.rows.len().div_ceil(x.block));
+        let step = if blocks == 1 { groups } else { SLAB };
+        let mut sums = vec![Columns([0.0; TILE]); if step < groups { self.rows.len() } else { 0 }];
+        let mut buffer = Buffer::default();
+        for tile in self.tiles.clone() {
+            for first in (0..groups).step_by(step) {
+                let slab = Slab { tile, groups: first..groups.min(first + step) };
+                self.slab(s, &slab, &mut buffer, &mut sums);
+            }
+        }
     }
 }
 
-/// A tile taken apart, for more rows.
-struct UnpackedTile<'a> {
-    job: Job<'a>,
-    rows: Range<usize>,
-    tile: usize,
-    buffer: &'a Buffer,
+/// Groups of a slab: 16 KiB of codes taken apart.
+const SLAB: usize = 16;
+
+/// Blocks of rows for which a slab is read as it lies: taking it apart must save more than it costs.
+const fn blocks_of_packed(format: BlockFormat) -> usize {
+    if format.bits() == 4 { 3 } else { 1 }
 }
 
-impl IntKernel for UnpackedTile<'_> {
+impl Part<'_> {
     #[inline(always)]
-    fn run<S: IntSimd>(self, s: S) {
-        let Self { job, rows, tile, buffer } = self;
+    fn slab<S: IntSimd>(&self, s: S, slab: &Slab, buffer: &mut Buffer, sums: &mut [Columns<f32>]) {
+        let panels = self.job.panels;
+        if self.rows.len() <= self.job.x.block * blocks_of_packed(panels.format) {
+            // Compiled for each format: what depends on it is not asked again for every group.
+            super::by_format!(panels.format, F, {
+                self.blocks(s, slab, sums, |ahead| Packed::<F>::new(panels, slab, ahead));
+            });
+            return;
+        }
+        Unpack { panels, slab, buffer }.run(s);
         macro_rules! blocks {
             ($parts:literal, $has_offsets:literal) => {
-                job.blocks(s, rows, tile, |ahead| {
-                    Unpacked::<$parts, $has_offsets>::new(job.panels, tile, buffer, ahead)
+                self.blocks(s, slab, sums, |ahead| {
+                    Unpacked::<$parts, $has_offsets>::new(panels, slab, buffer, ahead)
                 })
             };
         }
-        let format = job.panels.format;
-        match (format.scale_len(), format.has_offset()) {
+        match (panels.format.scale_len(), panels.format.has_offset()) {
             (GROUP, false) => blocks!(1, false),
             (GROUP, true) => blocks!(1, true),
             _ => blocks!(2, false),
         }
     }
+
+    /// Multiplies a slab with all blocks of rows; `tile` has what each of them asks for ahead.
+    #[inline(always)]
+    fn blocks<S: IntSimd, T: Tile>(
+        &self,
+        s: S,
+        slab: &Slab,
+        sums: &mut [Columns<f32>],
+        tile: impl Fn(Ahead) -> T,
+    ) {
+        let Self { job, rows, .. } = self;
+        let count = rows.len().div_ceil(job.x.block);
+        let first = Ahead::new(job.panels, slab, count);
+        for block in 0..count {
+            let tile = tile(first.of_block(block));
+            let first = block * job.x.block;
+            let range = first..rows.len().min(first + job.x.block);
+            let sums = sums.get_mut(range.clone()).unwrap_or_default();
+            let rows = rows.start + range.start..rows.start + range.end;
+            Block { job: *job, tile, slab, rows, sums }.run(s);
+        }
+    }
 }
 
-/// A tile for a block of rows.
+/// A slab for a block of rows.
 struct Block<'a, T> {
     job: Job<'a>,
     tile: T,
-    index: usize,
+    slab: &'a Slab,
     rows: Range<usize>,
+    /// What the sums of a tile are between two slabs.
+    sums: &'a mut [Columns<f32>],
 }
 
 impl<T: Tile> IntKernel for Block<'_, T> {
     #[inline(always)]
-    fn run<S: IntSimd>(self, s: S) {
+    fn run<S: IntSimd>(mut self, s: S) {
         macro_rules! by_rows {
             ($halves:literal, $first:expr, $($n:literal)*) => {
                 match self.rows.len() {
@@ -201,23 +202,30 @@ impl<T: Tile> IntKernel for Block<'_, T> {
 }
 
 impl<T: Tile> Block<'_, T> {
-    /// `H` halves of the tile, from the one named on, for `R` rows.
+    /// `H` halves of the slab, from the one named on, for `R` rows.
     ///
     /// A sum of integers begins with the bits of [`ROUNDING`] and is then, as a float, larger by
     /// just that. `(ROUNDING + sum) * scale - ROUNDING * scale`, rounded once, is the product
     /// rounded: a scale has few enough digits that what is subtracted is exact.
     #[inline(always)]
-    fn sums<S: IntSimd, const R: usize, const H: usize>(&self, s: S, first: usize) {
-        let Self { job, tile, .. } = *self;
-        let (f, row) = (s.float(), self.rows.start);
-        let groups = job.x.inputs / GROUP;
-        let quads = job.x.quads[row * groups * QUADS..].as_chunks::<R>().0;
-        let quads = &quads.as_chunks::<QUADS>().0[..groups];
-        let scales = &job.x.scales[row * groups..].as_chunks::<R>().0[..groups];
-        let worths = &job.x.worths[row * groups..].as_chunks::<R>().0[..groups];
-        let starts = &job.starts[row * groups..].as_chunks::<R>().0[..groups];
+    fn sums<S: IntSimd, const R: usize, const H: usize>(&mut self, s: S, first: usize) {
+        let Self { job, tile, slab, .. } = *self;
+        let (f, groups) = (s.float(), job.x.inputs / GROUP);
+        // all of the block, then what belongs to the slab
+        let (at, range) = (self.rows.start * groups, slab.groups.clone());
+        let quads = &job.x.quads[at..].as_chunks::<R>().0[range.clone()];
+        let scales = &job.x.scales[at..].as_chunks::<R>().0[range.clone()];
+        let worths = &job.x.worths[at..].as_chunks::<R>().0[range.clone()];
+        let starts = &job.starts[at..].as_chunks::<R>().0[range];
         let mut acc = [[f.splat(0.0); H]; R];
-        for group in 0..groups {
+        if slab.groups.start > 0 {
+            for (acc, sums) in acc.iter_mut().zip(&*self.sums) {
+                for (h, acc) in acc.iter_mut().enumerate() {
+                    *acc = f.load(half_of(&sums.0, first + h));
+                }
+            }
+        }
+        for group in 0..slab.groups.len() {
             tile.ask_ahead(s, group);
             for part in 0..T::PARTS {
                 let mut sums = [[s.splat(0); H]; R];
@@ -229,9 +237,9 @@ impl<T: Tile> Block<'_, T> {
                     for (h, codes) in codes.iter_mut().enumerate().skip(1) {
                         *codes = tile.codes(s, group, first + h, quad);
                     }
-                    for (sums, x) in sums.iter_mut().zip(&quads[group][quad]) {
+                    for (sums, x) in sums.iter_mut().zip(&quads[group]) {
                         for (sum, codes) in sums.iter_mut().zip(&codes) {
-                            *sum = s.dot(*sum, *codes, *x);
+                            *sum = s.dot(*sum, *codes, x[quad]);
                         }
                     }
                 }
@@ -255,7 +263,12 @@ impl<T: Tile> Block<'_, T> {
         }
         for (r, acc) in acc.iter().enumerate() {
             for (h, acc) in acc.iter().enumerate() {
-                job.finish(f, row + r, self.index * TILE + (first + h) * LANES, *acc);
+                let half = first + h;
+                if slab.groups.end < groups {
+                    f.store(*acc, half_of_mut(&mut self.sums[r].0, half));
+                } else {
+                    job.finish(f, self.rows.start + r, slab.tile * TILE + half * LANES, *acc);
+                }
             }
         }
     }
@@ -266,7 +279,7 @@ pub(crate) fn reference(x: &[f32], panels: &[Panels], bias: Option<&[f32]>) -> V
     let inputs = panels.first().map_or(1, |panels| panels.inputs);
     let mut y = Vec::new();
     for row in x.chunks_exact(inputs) {
-        let groups = row.as_chunks::<GROUP>().0.iter();
+        let groups = row.as_chunks::<GROUP>().0.chunks(1);
         let groups: Vec<_> = groups.map(|x| quantize(crate::simd::Portable, x)).collect();
         for panels in panels {
             for n in panels.rows.clone() {
@@ -277,10 +290,12 @@ pub(crate) fn reference(x: &[f32], panels: &[Panels], bias: Option<&[f32]>) -> V
     y
 }
 
-fn element(groups: &[([i8; GROUP], f32, [i32; 2])], panels: &Panels, row: usize) -> f32 {
+/// `groups`: the first of each is the group.
+fn element(groups: &[Groups], panels: &Panels, row: usize) -> f32 {
     let (format, mut acc) = (panels.format, 0f32);
     let (tile, column) = ((row - panels.rows.start) / TILE, (row - panels.rows.start) % TILE);
-    for (group, (x, x_scale, _)) in groups.iter().enumerate() {
+    for (group, x) in groups.iter().enumerate() {
+        let (x, x_scale) = (x.bytes[0].map(u8::cast_signed), x.scales[0]);
         let len = format.scale_len();
         for (part, x) in x.chunks_exact(len).enumerate() {
             let first = group * GROUP + part * len;
@@ -290,7 +305,7 @@ fn element(groups: &[([i8; GROUP], f32, [i32; 2])], panels: &Panels, row: usize)
             };
             let sum: i32 = x.iter().enumerate().map(term).sum();
             let (scale, _) = panels.scale(tile, column, first);
-            acc = (sum as f32 * scale).mul_add(*x_scale, acc);
+            acc = (sum as f32 * scale).mul_add(x_scale, acc);
         }
         if format.has_offset() {
             let (_, offset) = panels.scale(tile, column, group * GROUP);

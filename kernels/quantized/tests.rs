@@ -116,6 +116,7 @@ fn equals_the_reference_on_every_instruction_set() {
     let mut random = Random::new(3);
     let two = Threads::new(2);
     for format in BlockFormat::ALL {
+        // the last is longer than a slab
         for (out, inputs) in [(1, 256), (33, 512), (70, 768)] {
             let (weight, _) = weight(&[(format, out)], inputs, &mut random);
             let weight = Arc::new(weight);

@@ -1,4 +1,6 @@
-//! A tile of [`Panels`] as the product reads it: as it lies, or taken apart for many rows.
+//! A slab of a tile of [`Panels`] as the product reads it: as it lies, or taken apart for many rows.
+
+use std::ops::Range;
 
 use super::panels::{Line, Panels, QUADS};
 use super::{BlockFormat, GROUP};
@@ -6,7 +8,20 @@ use crate::isa::IntKernel;
 use crate::linear::{Columns, TILE};
 use crate::simd::{IntSimd, LANES, Simd};
 
-/// Vectors of the product: the codes of a quad, scale and offset of a group, for 16 features each.
+/// Some groups of a tile.
+pub(super) struct Slab {
+    pub tile: usize,
+    pub groups: Range<usize>,
+}
+
+impl Slab {
+    /// The first of its groups, counted from the first tile's.
+    fn start(&self, panels: &Panels) -> usize {
+        self.tile * (panels.inputs / GROUP) + self.groups.start
+    }
+}
+
+/// Vectors of the product, by the group within a slab: the codes of a quad, scale and offset of a group, for 16 features each.
 pub(super) trait Tile: Copy {
     /// Stretches of equal scale in a group.
     const PARTS: usize;
@@ -33,11 +48,11 @@ impl<const F: usize> Format<F> {
     const PARTS: usize = GROUP / Self::FORMAT.scale_len();
 }
 
-/// A tile of a format as it lies.
+/// A slab of a format as it lies.
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a, const F: usize> {
     panels: &'a Panels,
-    /// The first of its groups, and their codes.
+    /// [`Slab::start`], and the codes of its groups.
     first: usize,
     codes: &'a [Line],
     ahead: Ahead,
@@ -45,10 +60,10 @@ pub(super) struct Packed<'a, const F: usize> {
 
 impl<'a, const F: usize> Packed<'a, F> {
     #[inline(always)]
-    pub fn new(panels: &'a Panels, tile: usize, ahead: Ahead) -> Self {
-        let groups = panels.inputs / GROUP;
-        let lines = groups * 2 * Format::<F>::LINES;
-        Self { panels, first: tile * groups, codes: &panels.codes[tile * lines..][..lines], ahead }
+    pub fn new(panels: &'a Panels, slab: &Slab, ahead: Ahead) -> Self {
+        let (first, each) = (slab.start(panels), 2 * Format::<F>::LINES);
+        let codes = &panels.codes[first * each..][..slab.groups.len() * each];
+        Self { panels, first, codes, ahead }
     }
 
     #[inline(always)]
@@ -112,7 +127,7 @@ impl<const F: usize> Tile for Packed<'_, F> {
     }
 }
 
-/// Memory for a tile taken apart: codes of eight bits, scales and offsets multiplied out.
+/// Memory for a slab taken apart: codes of eight bits, scales and offsets multiplied out.
 #[derive(Default)]
 pub(super) struct Buffer {
     /// [group][half][quad]
@@ -123,10 +138,10 @@ pub(super) struct Buffer {
     offsets: Vec<Columns<f32>>,
 }
 
-/// Takes a tile apart. Where codes have eight bits they stay where they are.
+/// Takes a slab apart. Where codes have eight bits they stay where they are.
 pub(super) struct Unpack<'a> {
     pub panels: &'a Panels,
-    pub tile: usize,
+    pub slab: &'a Slab,
     pub buffer: &'a mut Buffer,
 }
 
@@ -141,8 +156,8 @@ impl Unpack<'_> {
     #[inline(always)]
     fn unpack<S: IntSimd, const F: usize>(self, s: S) {
         let (f, Buffer { codes, scales, offsets }) = (s.float(), self.buffer);
-        let tile = Packed::<F>::new(self.panels, self.tile, Ahead::NOTHING);
-        let groups = self.panels.inputs / GROUP;
+        let tile = Packed::<F>::new(self.panels, self.slab, Ahead::NOTHING);
+        let groups = self.slab.groups.len();
         if Format::<F>::LINES != QUADS {
             unpack_codes(s, tile, groups, codes);
         }
@@ -176,7 +191,7 @@ fn unpack_codes<S: IntSimd>(s: S, tile: impl Tile, groups: usize, codes: &mut Ve
     unsafe { codes.set_len(lines) };
 }
 
-/// A tile taken apart.
+/// A slab taken apart.
 #[derive(Clone, Copy)]
 pub(super) struct Unpacked<'a, const PARTS: usize, const HAS_OFFSETS: bool> {
     codes: &'a [[[Line; QUADS]; 2]],
@@ -186,17 +201,16 @@ pub(super) struct Unpacked<'a, const PARTS: usize, const HAS_OFFSETS: bool> {
 }
 
 impl<'a, const PARTS: usize, const HAS_OFFSETS: bool> Unpacked<'a, PARTS, HAS_OFFSETS> {
-    /// What [`Unpack`] made of a tile.
+    /// What [`Unpack`] made of a slab.
     #[inline(always)]
-    pub fn new(panels: &'a Panels, tile: usize, buffer: &'a Buffer, ahead: Ahead) -> Self {
-        let groups = panels.inputs / GROUP;
+    pub fn new(panels: &'a Panels, slab: &Slab, buffer: &'a Buffer, ahead: Ahead) -> Self {
         let codes = match panels.format.bits() {
-            8 => &panels.codes[tile * groups * 2 * QUADS..],
+            8 => &panels.codes[slab.start(panels) * 2 * QUADS..],
             _ => &buffer.codes[..],
         };
         let codes = codes.as_chunks::<QUADS>().0.as_chunks::<2>().0;
         let scales = buffer.scales.as_chunks::<PARTS>().0;
-        Self { codes: &codes[..groups], scales, offsets: &buffer.offsets, ahead }
+        Self { codes: &codes[..slab.groups.len()], scales, offsets: &buffer.offsets, ahead }
     }
 }
 
@@ -224,8 +238,8 @@ impl<const PARTS: usize, const HAS_OFFSETS: bool> Tile for Unpacked<'_, PARTS, H
 
 /// Which weights a block of rows asks for: some lines with every group.
 ///
-/// A single block those of its own tile, some groups ahead. Of several blocks only the first would
-/// wait for a tile; so that it need not, all ask for the next one, each for its stretch of it.
+/// A single block those some groups ahead. Of several blocks only the first would wait for a slab;
+/// so that it need not, all ask for the next one, each for its stretch of it.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
     first: *const Line,
@@ -242,18 +256,22 @@ impl Ahead {
     const DISTANCE: usize = 64;
     const NOTHING: Self = Self { first: std::ptr::null(), lines: 0, step: 0, groups: 0 };
 
-    /// For one of `blocks` blocks.
-    pub fn new(panels: &Panels, tile: usize, block: usize, blocks: usize) -> Self {
-        let (groups, step) = (panels.inputs / GROUP, 2 * panels.format.bits());
-        let at = |line: usize| panels.codes.as_ptr().wrapping_add(tile * groups * step + line);
+    /// For the first of `blocks` blocks.
+    pub fn new(panels: &Panels, slab: &Slab, blocks: usize) -> Self {
+        let (groups, step) = (slab.groups.len(), 2 * panels.format.bits());
+        let at = |line: usize| panels.codes.as_ptr().wrapping_add(slab.start(panels) * step + line);
         if blocks == 1 {
             return Self { first: at(Self::DISTANCE), lines: 1, step, groups };
         }
-        let lines = groups * step;
-        let stretch = lines * block / blocks..lines * (block + 1) / blocks;
-        let each = stretch.len().div_ceil(groups).clamp(2, Self::MOST);
-        let first = at(lines + stretch.start);
-        Self { first, lines: each, step: each, groups: stretch.len().div_ceil(each) }
+        let stretch = (groups * step).div_ceil(blocks);
+        let each = stretch.div_ceil(groups).clamp(2, Self::MOST);
+        Self { first: at(groups * step), lines: each, step: each, groups: stretch.div_ceil(each) }
+    }
+
+    /// The stretch of a later block.
+    #[inline(always)]
+    pub fn of_block(self, index: usize) -> Self {
+        Self { first: self.first.wrapping_add(index * self.groups * self.step), ..self }
     }
 
     #[inline(always)]
@@ -278,13 +296,17 @@ impl Ahead {
 #[inline(always)]
 fn both<S: Simd>(s: S, [a, b]: [S::V; 2]) -> Columns<f32> {
     let mut columns = Columns([0.0; TILE]);
-    let (first, second) = columns.0.split_at_mut(LANES);
-    s.store(a, first.first_chunk_mut().expect("sixteen of a tile"));
-    s.store(b, second.first_chunk_mut().expect("sixteen of a tile"));
+    s.store(a, half_of_mut(&mut columns.0, 0));
+    s.store(b, half_of_mut(&mut columns.0, 1));
     columns
 }
 
 #[inline(always)]
-fn half_of<E>(line: &[E; TILE], half: usize) -> &[E; LANES] {
+pub(super) fn half_of<E>(line: &[E; TILE], half: usize) -> &[E; LANES] {
     line[half * LANES..].first_chunk().expect("sixteen of a tile")
+}
+
+#[inline(always)]
+pub(super) fn half_of_mut<E>(line: &mut [E; TILE], half: usize) -> &mut [E; LANES] {
+    line[half * LANES..].first_chunk_mut().expect("sixteen of a tile")
 }

@@ -92,6 +92,7 @@ impl Simd for Avx512 {
         fn reduce(v: __m512) -> f32 = wide::reduce;
         fn reduce_max(v: __m512) -> f32 = wide::reduce_max;
         fn reduce_all(v: [__m512; LANES]) -> [f32; LANES] = wide::reduce_all;
+        fn reduce_max_all(v: [__m512; LANES]) -> [f32; LANES] = wide::reduce_max_all;
     }
 }
 
@@ -208,36 +209,43 @@ mod wide {
         pair::reduce_max([_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)])
     }
 
-    /// Four rounds of "interleave two vectors and add": the tree of `reduce`, sixteen at a time.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn reduce_all(v: [__m512; LANES]) -> [f32; LANES] {
-        let mut eights = [v[0]; 8];
-        for (i, eight) in eights.iter_mut().enumerate() {
-            let (a, b) = (v[2 * i], v[2 * i + 1]);
-            let low = _mm512_shuffle_f32x4::<0x44>(a, b);
-            *eight = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xEE>(a, b));
-        }
-        let mut fours = [v[0]; 4];
-        for (i, four) in fours.iter_mut().enumerate() {
-            let (a, b) = (eights[2 * i], eights[2 * i + 1]);
-            let low = _mm512_shuffle_f32x4::<0x88>(a, b);
-            *four = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xDD>(a, b));
-        }
-        let mut twos = [v[0]; 2];
-        for (i, two) in twos.iter_mut().enumerate() {
-            let (a, b) = (fours[2 * i], fours[2 * i + 1]);
-            let low = _mm512_shuffle_ps::<0x44>(a, b);
-            *two = _mm512_add_ps(low, _mm512_shuffle_ps::<0xEE>(a, b));
-        }
-        let low = _mm512_shuffle_ps::<0x88>(twos[0], twos[1]);
-        let high = _mm512_shuffle_ps::<0xDD>(twos[0], twos[1]);
-        // Lane 4 i + j of the sum belongs to vector 4 j + i.
-        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        let mut sums = [0.0; LANES];
-        store(_mm512_permutexvar_ps(order, _mm512_add_ps(low, high)), &mut sums);
-        sums
+    /// Four rounds of "interleave two vectors and add" (or take the larger): the tree of `reduce`,
+    /// sixteen at a time.
+    macro_rules! reduce_all {
+        ($name:ident, $pairwise:ident) => {
+            #[inline]
+            #[target_feature(enable = "avx512f")]
+            pub(super) fn $name(v: [__m512; LANES]) -> [f32; LANES] {
+                let mut eights = [v[0]; 8];
+                for (i, eight) in eights.iter_mut().enumerate() {
+                    let (a, b) = (v[2 * i], v[2 * i + 1]);
+                    let low = _mm512_shuffle_f32x4::<0x44>(a, b);
+                    *eight = $pairwise(low, _mm512_shuffle_f32x4::<0xEE>(a, b));
+                }
+                let mut fours = [v[0]; 4];
+                for (i, four) in fours.iter_mut().enumerate() {
+                    let (a, b) = (eights[2 * i], eights[2 * i + 1]);
+                    let low = _mm512_shuffle_f32x4::<0x88>(a, b);
+                    *four = $pairwise(low, _mm512_shuffle_f32x4::<0xDD>(a, b));
+                }
+                let mut twos = [v[0]; 2];
+                for (i, two) in twos.iter_mut().enumerate() {
+                    let (a, b) = (fours[2 * i], fours[2 * i + 1]);
+                    let low = _mm512_shuffle_ps::<0x44>(a, b);
+                    *two = $pairwise(low, _mm512_shuffle_ps::<0xEE>(a, b));
+                }
+                let low = _mm512_shuffle_ps::<0x88>(twos[0], twos[1]);
+                let high = _mm512_shuffle_ps::<0xDD>(twos[0], twos[1]);
+                // Lane 4 i + j of the sum belongs to vector 4 j + i.
+                let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+                let mut sums = [0.0; LANES];
+                store(_mm512_permutexvar_ps(order, $pairwise(low, high)), &mut sums);
+                sums
+            }
+        };
     }
+    reduce_all!(reduce_all, _mm512_add_ps);
+    reduce_all!(reduce_max_all, _mm512_max_ps);
 }
 
 pub(super) mod pair {
