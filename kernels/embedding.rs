@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::linear::PackedWeight;
+use crate::memory::by_pieces;
 use crate::threads::Threads;
 use candle_core::{Device, Tensor};
 
@@ -19,8 +20,7 @@ pub fn embedding(
         let expected = format!("below the vocabulary's {count}");
         return Err(Error::value("embedding", "a token id", *id, expected).into());
     }
-    let mut out = vec![0f32; ids.len() * width];
-    threads.for_each_chunk(&mut out, (ROWS * width).max(1), |i, rows| {
+    let out = by_pieces(threads, ids.len() * width, (ROWS * width).max(1), |i, rows| {
         for (id, row) in ids[i * ROWS..].iter().zip(rows.chunks_exact_mut(width)) {
             for (k, value) in row.iter_mut().enumerate() {
                 *value = weight.value(*id as usize, k);

@@ -1,6 +1,6 @@
-//! Memory of results: neither zeroed before it is written nor given back between two steps.
+//! Memory of results: not zeroed in one go before it is written, nor given back between two steps.
 
-use crate::threads::Disjoint;
+use crate::threads::{Disjoint, Threads};
 use std::mem::MaybeUninit;
 
 /// A vector of `len` numbers as `write` leaves them; builds with debug assertions begin with NaN.
@@ -20,6 +20,27 @@ pub(crate) unsafe fn written(
     // SAFETY: the capacity is no less, and the caller promises that all of them are written.
     unsafe { numbers.set_len(len) };
     numbers
+}
+
+/// A vector of `len` numbers, piece by piece of `size` (the last may be shorter) as `f(index, piece)`
+/// leaves it. A piece begins as zeros, which its thread writes while it has it in its cache anyway.
+pub(crate) fn by_pieces(
+    threads: &Threads,
+    len: usize,
+    size: usize,
+    f: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let write = |out: Disjoint<MaybeUninit<f32>>| {
+        threads.run(len.div_ceil(size), |i| {
+            // SAFETY: pieces don't overlap, and each is one part's.
+            let piece = unsafe { out.slice(i * size..len.min((i + 1) * size)) };
+            piece.fill(MaybeUninit::new(0.0));
+            // SAFETY: just filled.
+            f(i, unsafe { piece.assume_init_mut() });
+        });
+    };
+    // SAFETY: the pieces are all of it.
+    unsafe { written(len, write) }
 }
 
 /// From here on freed memory is kept for what is asked for next, up to 256 MiB of each of the
@@ -48,6 +69,20 @@ pub fn keep_freed_memory() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_begin_as_zeros_and_are_all_there() {
+        for (len, size) in [(0, 3), (1, 3), (7, 3), (9, 3), (1000, 64)] {
+            let numbers = by_pieces(&Threads::new(2), len, size, |i, piece| {
+                assert!(piece.iter().all(|&x| x == 0.0));
+                for (at, x) in piece.iter_mut().enumerate() {
+                    *x = (i * size + at) as f32;
+                }
+            });
+            let expected: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            assert_eq!(numbers, expected);
+        }
+    }
 
     #[test]
     fn what_is_written_is_there() {

@@ -6,6 +6,7 @@
 use crate::error::Error;
 use crate::isa::Kernel;
 use crate::math::{Map2, dot, map2_lanes, square_sum_lanes};
+use crate::memory::by_pieces;
 use crate::simd::Simd;
 use crate::threads::Threads;
 use crate::view::{Rows, refused};
@@ -42,9 +43,9 @@ impl CustomOp1 for RmsNorm {
             let expected = format!("a multiple of the weight's length {n}");
             return Err(Error::value("rms_norm", "x's width", x.width, expected).into());
         }
-        let mut out = vec![0f32; x.count * x.width];
         let rows = (PIECE / x.width.max(1)).max(1);
-        self.threads.for_each_chunk(&mut out, (rows * x.width).max(1), |i, out| {
+        let size = (rows * x.width).max(1);
+        let out = by_pieces(&self.threads, x.count * x.width, size, |i, out| {
             for (r, out) in out.chunks_exact_mut(x.width).enumerate() {
                 let norm =
                     Norm { x: x.row(i * rows + r), weight: &self.weight, eps: self.eps, out };

@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use crate::isa::Kernel;
+use crate::memory::by_pieces;
 use crate::rms_norm::PIECE;
 use crate::simd::Simd;
 use crate::threads::Threads;
@@ -88,9 +89,9 @@ impl CustomOp1 for Rope {
             let expected = format!("below the table's {limit}");
             return Err(Error::value("rope", "a position", *position, expected).into());
         }
-        let mut out = vec![0f32; x.count * x.width];
         let rows = (PIECE / x.width.max(1)).max(1);
-        self.threads.for_each_chunk(&mut out, (rows * x.width).max(1), |i, out| {
+        let size = (rows * x.width).max(1);
+        let out = by_pieces(&self.threads, x.count * x.width, size, |i, out| {
             for (r, out) in out.chunks_exact_mut(x.width).enumerate() {
                 let row = i * rows + r;
                 let angles = self.table.angles(self.positions[row] as usize);

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::isa::Kernel;
 use crate::math::{Map2, map2_lanes, silu, silu_lanes};
+use crate::memory::by_pieces;
 use crate::rms_norm::PIECE;
 use crate::simd::Simd;
 use crate::threads::Threads;
@@ -25,9 +26,8 @@ impl CustomOp1 for SiluMul {
             return Err(Error::value("silu_mul", "x's width", x.width, "even").into());
         }
         let n = x.width / 2;
-        let mut out = vec![0f32; x.count * n];
         let rows = (PIECE / x.width.max(1)).max(1);
-        self.threads.for_each_chunk(&mut out, (rows * n).max(1), |i, out| {
+        let out = by_pieces(&self.threads, x.count * n, (rows * n).max(1), |i, out| {
             for (r, out) in out.chunks_exact_mut(n).enumerate() {
                 self.threads.isa().run(Row { x: x.row(i * rows + r), out });
             }

@@ -9,10 +9,12 @@ use super::lanes::{dots, load_vectors, prefetch, soften};
 use super::{PagedAttention, SPLIT, rescale};
 use crate::dtype::Stored;
 use crate::isa::Kernel;
+use crate::memory::written;
 use crate::rope::rotate;
 use crate::simd::{LANES, Simd};
 use crate::threads::Disjoint;
 use crate::view::{CacheShape, Rows};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Keys that all heads of a job take before the next ones: as many as the widest tile has, and as
@@ -22,16 +24,26 @@ const AHEAD: usize = 16;
 
 impl PagedAttention {
     pub(super) fn fast<E: Stored>(&self, q: Rows, cache: CacheShape, k: &[E], v: &[E]) -> Vec<f32> {
-        let mut out = vec![0f32; q.count * q.width];
+        // SAFETY: `check` saw that the sequences are all rows; the jobs are these with all heads,
+        // and the results of all are stored.
+        unsafe { written(q.count * q.width, |out| self.fast_into(q, cache, (k, v), &out)) }
+    }
+
+    fn fast_into<E: Stored>(
+        &self,
+        q: Rows,
+        cache: CacheShape,
+        (k, v): (&[E], &[E]),
+        out: &Disjoint<MaybeUninit<f32>>,
+    ) {
         let jobs = self.jobs(cache);
         let mut parts: Vec<Option<Sums>> = jobs.iter().map(|_| None).collect();
-        let shared = Disjoint::new(&mut out);
         let slots = Disjoint::new(&mut parts);
         let isa = self.threads.isa();
         self.threads.run(jobs.len(), |i| {
             let sums = isa.run(Run { task: Task::new(self, q, cache, &jobs[i]), k, v });
             if jobs[i].split.is_none() {
-                return self.put(cache, &jobs[i], &sums, &shared);
+                return self.put(cache, &jobs[i], &sums, out);
             }
             // SAFETY: each job runs once and has a slot of its own.
             let slot = unsafe { slots.slice(i..i + 1) };
@@ -41,15 +53,14 @@ impl PagedAttention {
         for splits in jobs.chunk_by(|_, next| next.split.is_some_and(|split| split > 0)) {
             let (own, others) = std::mem::take(&mut parts).split_at_mut(splits.len());
             if splits.len() > 1 {
-                self.put(cache, &splits[0], &isa.run(Merge(own)), &shared);
+                self.put(cache, &splits[0], &isa.run(Merge(own)), out);
             }
             parts = others;
         }
-        out
     }
 
     /// Stores the result of a job's rows and heads.
-    fn put(&self, cache: CacheShape, job: &Job, sums: &Sums, out: &Disjoint<f32>) {
+    fn put(&self, cache: CacheShape, job: &Job, sums: &Sums, out: &Disjoint<MaybeUninit<f32>>) {
         let (group, d) = (self.num_heads / cache.kv_heads, cache.head_dim);
         let mut queries = sums.out.chunks_exact(sums.padded);
         for kv_head in job.kv_heads.clone() {
@@ -59,7 +70,7 @@ impl PagedAttention {
                 // share a KV head are disjoint from all others; the slice ends with this turn.
                 let out = unsafe { out.slice(start..start + group * d) };
                 for (out, query) in out.chunks_exact_mut(d).zip(&mut queries) {
-                    out.copy_from_slice(&query[..d]);
+                    out.write_copy_of_slice(&query[..d]);
                 }
             }
         }

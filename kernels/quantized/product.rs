@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use super::panels::{Panels, QUADS};
 use super::rows::{Groups, IntRows, quantize};
-use super::tiles::{Ahead, Buffer, Packed, Slab, Tile, Unpack, Unpacked, half_of, half_of_mut};
+use super::tiles::{Ahead, Buffer, Packed, Slab, Tile, Unpacked, half_of, half_of_mut};
 use super::{BlockFormat, GROUP};
 use crate::isa::IntKernel;
 use crate::linear::{Columns, Output, TILE};
@@ -116,7 +116,7 @@ impl IntKernel for Part<'_> {
 /// Groups of a slab: 16 KiB of codes taken apart.
 const SLAB: usize = 16;
 
-/// Blocks of rows for which a slab is read as it lies: taking it apart must save more than it costs.
+/// Blocks of rows for which a slab is read as it lies: taking it apart costs more than it saves.
 const fn blocks_of_packed(format: BlockFormat) -> usize {
     if format.bits() == 4 { 3 } else { 1 }
 }
@@ -132,7 +132,7 @@ impl Part<'_> {
             });
             return;
         }
-        Unpack { panels, slab, buffer }.run(s);
+        buffer.fill(s, panels, slab);
         macro_rules! blocks {
             ($parts:literal, $has_offsets:literal) => {
                 self.blocks(s, slab, sums, |ahead| {
@@ -180,7 +180,7 @@ struct Block<'a, T> {
     sums: &'a mut [Columns<f32>],
 }
 
-impl<T: Tile> IntKernel for Block<'_, T> {
+impl<T: Tile> Block<'_, T> {
     #[inline(always)]
     fn run<S: IntSimd>(mut self, s: S) {
         macro_rules! by_rows {
@@ -199,14 +199,12 @@ impl<T: Tile> IntKernel for Block<'_, T> {
             by_rows!(1, 1, 1 2);
         }
     }
-}
 
-impl<T: Tile> Block<'_, T> {
     /// `H` halves of the slab, from the one named on, for `R` rows.
     ///
-    /// A sum of integers begins with the bits of [`ROUNDING`] and is then, as a float, larger by
-    /// just that. `(ROUNDING + sum) * scale - ROUNDING * scale`, rounded once, is the product
-    /// rounded: a scale has few enough digits that what is subtracted is exact.
+    /// A sum of integers begins with the bits of [`ROUNDING`] and is then, being below 2^22, larger
+    /// by just that as a float. `(ROUNDING + sum) * scale - ROUNDING * scale`, rounded once, is the
+    /// product rounded: a scale has few enough digits that what is subtracted is exact.
     #[inline(always)]
     fn sums<S: IntSimd, const R: usize, const H: usize>(&mut self, s: S, first: usize) {
         let Self { job, tile, slab, .. } = *self;

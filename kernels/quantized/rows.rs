@@ -1,4 +1,4 @@
-//! Rows of a product with [`Panels`](super::Panels) as integers of 8 bits.
+//! Rows of a product with `Panels` as integers of 8 bits.
 //!
 //! A group of 32 inputs is `scale * n`, where scale is its largest number / 127, n to nearest even.
 

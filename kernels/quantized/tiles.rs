@@ -1,10 +1,10 @@
-//! A slab of a tile of [`Panels`] as the product reads it: as it lies, or taken apart for many rows.
+//! Some groups of a tile of [`Panels`] as the product reads them: as they lie, or taken apart for
+//! many rows.
 
 use std::ops::Range;
 
 use super::panels::{Line, Panels, QUADS};
 use super::{BlockFormat, GROUP};
-use crate::isa::IntKernel;
 use crate::linear::{Columns, TILE};
 use crate::simd::{IntSimd, LANES, Simd};
 
@@ -21,7 +21,7 @@ impl Slab {
     }
 }
 
-/// Vectors of the product, by the group within a slab: the codes of a quad, scale and offset of a group, for 16 features each.
+/// A slab's vectors by the group: the codes of a quad, a scale, an offset, for 16 features each.
 pub(super) trait Tile: Copy {
     /// Stretches of equal scale in a group.
     const PARTS: usize;
@@ -138,26 +138,18 @@ pub(super) struct Buffer {
     offsets: Vec<Columns<f32>>,
 }
 
-/// Takes a slab apart. Where codes have eight bits they stay where they are.
-pub(super) struct Unpack<'a> {
-    pub panels: &'a Panels,
-    pub slab: &'a Slab,
-    pub buffer: &'a mut Buffer,
-}
-
-impl IntKernel for Unpack<'_> {
+impl Buffer {
+    /// Takes a slab apart. Where codes have eight bits they stay where they are.
     #[inline(always)]
-    fn run<S: IntSimd>(self, s: S) {
-        super::by_format!(self.panels.format, F, self.unpack::<S, F>(s))
+    pub fn fill<S: IntSimd>(&mut self, s: S, panels: &Panels, slab: &Slab) {
+        super::by_format!(panels.format, F, self.unpack::<S, F>(s, panels, slab));
     }
-}
 
-impl Unpack<'_> {
     #[inline(always)]
-    fn unpack<S: IntSimd, const F: usize>(self, s: S) {
-        let (f, Buffer { codes, scales, offsets }) = (s.float(), self.buffer);
-        let tile = Packed::<F>::new(self.panels, self.slab, Ahead::NOTHING);
-        let groups = self.slab.groups.len();
+    fn unpack<S: IntSimd, const F: usize>(&mut self, s: S, panels: &Panels, slab: &Slab) {
+        let (f, Self { codes, scales, offsets }) = (s.float(), self);
+        let tile = Packed::<F>::new(panels, slab, Ahead::NOTHING);
+        let groups = slab.groups.len();
         if Format::<F>::LINES != QUADS {
             unpack_codes(s, tile, groups, codes);
         }
@@ -201,7 +193,7 @@ pub(super) struct Unpacked<'a, const PARTS: usize, const HAS_OFFSETS: bool> {
 }
 
 impl<'a, const PARTS: usize, const HAS_OFFSETS: bool> Unpacked<'a, PARTS, HAS_OFFSETS> {
-    /// What [`Unpack`] made of a slab.
+    /// What [`Buffer::fill`] made of a slab.
     #[inline(always)]
     pub fn new(panels: &'a Panels, slab: &Slab, buffer: &'a Buffer, ahead: Ahead) -> Self {
         let codes = match panels.format.bits() {

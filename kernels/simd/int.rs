@@ -72,7 +72,7 @@ impl IntSimd for Portable {
         let (columns, _) = codes.as_chunks::<4>();
         std::array::from_fn(|column| {
             let products = columns[column].iter().zip(x).map(|(&code, x)| i32::from(code) * x);
-            products.fold(sums[column], |sum, product| sum + product)
+            products.fold(sums[column], i32::wrapping_add)
         })
     }
     #[inline(always)]
