@@ -22,8 +22,8 @@ pub(crate) unsafe fn written(
     numbers
 }
 
-/// A vector of `len` numbers, piece by piece of `size` (the last may be shorter) as `f(index, piece)`
-/// leaves it. A piece begins as zeros, which its thread writes while it has it in its cache anyway.
+/// A vector of `len` numbers, piece by piece of `size` (the last may be shorter) as
+/// `f(index, piece)` leaves it. A piece begins as zeros: its thread has it in its cache anyway.
 pub(crate) fn by_pieces(
     threads: &Threads,
     len: usize,
